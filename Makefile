@@ -1,0 +1,57 @@
+# medway: `make help` lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup build generate lint test demo lab lab-shell lab-status lab-down clean
+
+GO        ?= go
+PROGRAMS  := medway-agent medwayctl medway-lab sbc etcd etcdctl
+# Static binaries: they also run where the lab's virtual machine has no libc of the same version.
+BUILD     := CGO_ENABLED=0 $(GO) build -trimpath
+
+help: ## Explain every target
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## Install the Debian packages and the kernel that demo, lab and test need (they do this themselves)
+	@scripts/setup.sh
+
+build: ## Build all programs into bin/
+	@mkdir -p bin
+	@echo "[build] agent, tools, lab (the first time takes minutes)"
+	@$(BUILD) -o bin/medway-agent ./agent/cmd/medway-agent
+	@$(BUILD) -o bin/medwayctl ./coordinator/cmd/medwayctl
+	@$(BUILD) -o bin/medway-lab ./integration/lab/cmd/medway-lab
+	@$(BUILD) -o bin/sbc ./integration/sbc/cmd/sbc
+	@echo "[build] etcd"
+	@$(BUILD) -o bin/etcd go.etcd.io/etcd/server/v3
+	@$(BUILD) -o bin/etcdctl go.etcd.io/etcd/etcdctl/v3
+
+generate: ## Make the Go code of proto/ (needs protoc)
+	@mkdir -p bin
+	@$(BUILD) -o bin/protoc-gen-go google.golang.org/protobuf/cmd/protoc-gen-go
+	protoc --plugin=bin/protoc-gen-go --go_out=. --go_opt=module=github.com/medway-lb/medway -I proto proto/medway/v1/medway.proto
+
+lint: ## Check the code with gofmt, go vet and golangci-lint (built on first use)
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
+	$(GO) vet ./...
+	$(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0 run ./...
+
+test: setup build ## Run every test, those of the kernel and of the lab included; one summary line at the end
+	@scripts/test.sh
+
+demo: setup build ## Move live calls from one data centre to the other and back, and draw it
+	@scripts/demo.sh
+
+lab: setup build ## Start the lab and leave it running
+	@scripts/lab.sh up
+
+lab-shell: ## A shell on a node of the running lab: make lab-shell NODE=dc1-lvs-a
+	@scripts/lab.sh shell $(NODE)
+
+lab-status: ## Daemons, BGP sessions and routes of the running lab
+	@scripts/lab.sh status
+
+lab-down: ## End the lab and what it runs in
+	@scripts/lab.sh down
+
+clean: lab-down ## Remove all that was built or downloaded into this folder
+	rm -rf bin .cache
