@@ -1,0 +1,188 @@
+package state
+
+import (
+	"net/netip"
+	"strconv"
+	"time"
+)
+
+// Settings are the defaults for all nodes.
+type Settings struct {
+	Sync           Sync
+	NormaliseAfter time.Duration
+	Settle         time.Duration
+	ResyncInterval time.Duration
+	Timeouts       Timeouts
+	Sysctls        map[string]string
+}
+
+// Sync configures the IPVS sync daemons.
+type Sync struct {
+	ID        uint8
+	Group     netip.Addr
+	Port      uint16
+	MaxLength uint16 // 0: derived from TunnelMTU
+	TunnelMTU int
+}
+
+// Timeouts of IPVS connections, whole seconds each.
+type Timeouts struct {
+	TCP, TCPFin, UDP time.Duration
+}
+
+// Ladder is the MED of each role; PROTOCOL "The MED ladder".
+type Ladder struct {
+	Force, Step, Active, Unconfirmed, Standby, Backup, SiteStep, LastResort uint32
+}
+
+// VIP is a set of addresses that switch together.
+type VIP struct {
+	Addresses   []netip.Addr
+	Services    []Service
+	Groups      map[string]string // site to group
+	Communities []uint32          // RFC 1997
+}
+
+// Service is a virtual service of a VIP.
+type Service struct {
+	Protocol    string // "tcp" or "udp"
+	Port        uint16
+	Pool        string
+	Persistence time.Duration // 0: none
+}
+
+// Pool is a set of backends, and how connections are spread over them.
+type Pool struct {
+	Scheduler     string
+	Local, Remote uint16 // weights
+	Upper, Lower  uint32 // connection thresholds; 0: none
+}
+
+// Backend is one SBC.
+type Backend struct {
+	Site    string
+	Address netip.Addr
+}
+
+// BackendKey identifies a backend.
+type BackendKey struct {
+	Pool, Name string
+}
+
+// Node is what an LVS host is.
+type Node struct {
+	MachineID   string
+	Site, Group string
+	IPv4        netip.Addr
+	SyncAddress netip.Addr
+	Version     string
+}
+
+// Alive is a node's sign of life, under its lease.
+type Alive struct {
+	Since       time.Time
+	BootID      string
+	BGPSessions uint32
+}
+
+// Target is the site that should take a VIP's traffic. Revision is that of
+// the last good value.
+type Target struct {
+	Site     string
+	Revision int64
+}
+
+// OwnerKey identifies the ownership of a VIP inside a site.
+type OwnerKey struct {
+	Site, VIP string
+}
+
+// Owner is the node that answers for a VIP inside its site. Revision is the
+// mod revision of its key, the fencing token. Node is "" where the value is
+// malformed.
+type Owner struct {
+	Node     string
+	Revision int64
+	Lease    int64
+}
+
+// ClaimKey identifies a node's claim on a VIP.
+type ClaimKey struct {
+	Node, VIP string
+}
+
+// MED is a MED, or NoMED.
+type MED int64
+
+// NoMED stands for "none": above the line, or not announced.
+const NoMED MED = -1
+
+func (m MED) String() string {
+	if m == NoMED {
+		return "none"
+	}
+	return strconv.FormatInt(int64(m), 10)
+}
+
+// Claim is the lowest MED at or below the line that a node may be announcing:
+// the last good value. Revision is the mod revision of the key as it stands,
+// for guards.
+type Claim struct {
+	MED      MED
+	Revision int64
+	// Bad is true where the key holds something that does not parse and no
+	// good value is known: it may stand for any MED.
+	Bad bool
+}
+
+// Fault is a key whose value, or whose place in the plan, is wrong. The last
+// good value, where there is one, stays in force.
+type Fault struct {
+	Key, Reason string
+}
+
+// Snapshot is everything at one revision. It is never changed once made.
+type Snapshot struct {
+	Revision int64
+	Settings Settings
+	Ladder   Ladder
+	VIPs     map[string]VIP
+	Pools    map[string]Pool
+	Backends map[BackendKey]Backend
+	Targets  map[string]Target
+	Nodes    map[string]Node
+	Alive    map[string]Alive
+	Owners   map[OwnerKey]Owner
+	Claims   map[ClaimKey]Claim
+	Faults   []Fault // sorted by key
+}
+
+// DefaultSettings are in force while the key is absent, field by field.
+func DefaultSettings() Settings {
+	return Settings{
+		Sync: Sync{
+			ID: 10, Group: netip.MustParseAddr("224.0.0.81"), Port: 8848, TunnelMTU: 1480,
+		},
+		NormaliseAfter: 60 * time.Second,
+		Settle:         time.Second,
+		ResyncInterval: 10 * time.Second,
+		Timeouts:       Timeouts{TCP: 900 * time.Second, TCPFin: 120 * time.Second, UDP: 300 * time.Second},
+		Sysctls:        map[string]string{},
+	}
+}
+
+// DefaultLadder is in force while the key is absent, field by field.
+func DefaultLadder() Ladder {
+	return Ladder{
+		Force: 50, Step: 5, Active: 100, Unconfirmed: 101,
+		Standby: 110, Backup: 500, SiteStep: 20, LastResort: 900,
+	}
+}
+
+// Owner returns the owner of a VIP inside a site. A key without a lease, or
+// with a malformed value, counts as absent: a put by hand takes it off its
+// lease.
+func (s *Snapshot) Owner(site, vip string) (Owner, bool) {
+	o := s.Owners[OwnerKey{site, vip}]
+	return o, o.Lease != 0 && o.Node != ""
+}
