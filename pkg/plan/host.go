@@ -1,0 +1,213 @@
+package plan
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+)
+
+// Host is everything that medway wants one LVS host's kernel to hold. Each
+// field is one table of one adapter: key to desired value, and every value is
+// comparable, so that one generic diff serves them all.
+type Host struct {
+	Sysctls      map[Sysctl]string
+	Links        map[LinkName]Link
+	Addresses    map[Address]struct{}
+	Routes       map[Route]struct{}
+	Neighbors    map[Neighbor]MAC
+	Chains       map[Chain]Rules
+	Jumps        map[Jump]struct{}
+	Services     map[ServiceKey]Service
+	Destinations map[DestinationKey]Destination
+	Daemons      map[SyncRole]SyncDaemon
+	Timeouts     map[TimeoutName]time.Duration
+	// Kept are services that stay as they are, with their destinations,
+	// because what they should be is not known.
+	Kept map[ServiceKey]bool
+}
+
+// Sysctl is a kernel parameter in the dotted form of sysctl(8), for example
+// "net.ipv4.vs.sync_threshold". A dot inside an interface name is written as a
+// slash, as sysctl(8) does.
+type Sysctl string
+
+func (s Sysctl) String() string { return "sysctl " + string(s) }
+
+// LinkName is the name of a network device, 15 bytes at most (IFNAMSIZ).
+type LinkName string
+
+func (l LinkName) String() string { return "link " + string(l) }
+
+// LinkKind is a device type, in the word that `ip link add type` takes.
+type LinkKind string
+
+// The device types that medway makes.
+const (
+	Dummy LinkKind = "dummy"
+	Veth  LinkKind = "veth"
+	IPIP  LinkKind = "ipip"
+)
+
+// Link is a network device. All of medway's devices are administratively up.
+type Link struct {
+	Kind LinkKind
+	// MTU in bytes; 0 leaves the kernel's choice.
+	MTU int
+	// MAC of the device; the zero value leaves the kernel's choice.
+	MAC MAC
+	// Peer is the name of the other end; Veth only. The pair is one object:
+	// the peer has no entry of its own.
+	Peer LinkName
+	// Local and Remote are the outer addresses, TTL the outer time to live;
+	// IPIP only. TTL is never 0 there: 0 inherits the inner TTL, which is 1
+	// for sync messages (ip-tunnel(8)).
+	Local, Remote netip.Addr
+	TTL           uint8
+}
+
+// MAC is an Ethernet address.
+type MAC [6]byte
+
+func (m MAC) String() string {
+	return fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5])
+}
+
+// Address is an address on a device. VIPs are host prefixes on medway0.
+type Address struct {
+	Link   LinkName
+	Prefix netip.Prefix
+}
+
+func (a Address) String() string { return fmt.Sprintf("address %s dev %s", a.Prefix, a.Link) }
+
+// Route is a route of scope link in the main table, bearing medway's own
+// protocol number.
+type Route struct {
+	Prefix netip.Prefix
+	Link   LinkName
+}
+
+func (r Route) String() string { return fmt.Sprintf("route %s dev %s", r.Prefix, r.Link) }
+
+// Neighbor is a permanent neighbour entry.
+type Neighbor struct {
+	Link LinkName
+	Addr netip.Addr
+}
+
+func (n Neighbor) String() string { return fmt.Sprintf("neigh %s dev %s", n.Addr, n.Link) }
+
+// Chain names a chain of medway's own in an iptables table.
+type Chain struct {
+	// Table is "filter", "mangle" or "raw".
+	Table string
+	Name  string
+}
+
+func (c Chain) String() string { return fmt.Sprintf("chain %s -t %s", c.Name, c.Table) }
+
+// Rules are a chain's rules, one a line, in the exact form that
+// `iptables -S CHAIN` prints them without the leading "-A CHAIN ".
+type Rules string
+
+// Jump is the rule in a built-in chain, without any match, that leads to a
+// chain of medway's own. It stands first in the built-in chain, so that no
+// rule of the operator's opens what medway closes.
+type Jump struct {
+	Table, From, To string
+}
+
+func (j Jump) String() string { return fmt.Sprintf("jump %s -> %s -t %s", j.From, j.To, j.Table) }
+
+// Protocol is a transport protocol in ipvsadm's word.
+type Protocol string
+
+// The protocols that IPVS balances for medway.
+const (
+	TCP Protocol = "tcp"
+	UDP Protocol = "udp"
+)
+
+// ServiceKey identifies an IPVS virtual service.
+type ServiceKey struct {
+	Protocol Protocol
+	Addr     netip.Addr
+	Port     uint16
+}
+
+func (k ServiceKey) String() string {
+	return fmt.Sprintf("service %s %s", k.Protocol, netip.AddrPortFrom(k.Addr, k.Port))
+}
+
+// Service is the configuration of an IPVS virtual service.
+type Service struct {
+	// Scheduler is the kernel's name, for example "sed".
+	Scheduler string
+	// Persistence is the persistence timeout; 0 is none.
+	Persistence time.Duration
+}
+
+// DestinationKey identifies a destination (real server) of a service.
+type DestinationKey struct {
+	Service ServiceKey
+	Addr    netip.Addr
+	Port    uint16
+}
+
+func (k DestinationKey) String() string {
+	return fmt.Sprintf("%s -> %s", k.Service, netip.AddrPortFrom(k.Addr, k.Port))
+}
+
+// Destination is the configuration of a destination in tunnel mode (ipip).
+type Destination struct {
+	Weight uint16
+	// Upper and Lower are the connection thresholds of ipvsadm -x and -y;
+	// 0 is none.
+	Upper, Lower uint32
+}
+
+// SyncRole is the role of an IPVS sync daemon, in ipvsadm's word.
+type SyncRole string
+
+// Both daemons run on every LVS host at once.
+const (
+	Master SyncRole = "master"
+	Backup SyncRole = "backup"
+)
+
+func (r SyncRole) String() string { return "sync daemon " + string(r) }
+
+// SyncDaemon is the configuration of an IPVS sync daemon.
+type SyncDaemon struct {
+	Interface LinkName
+	// ID is the syncid, 0 to 255.
+	ID uint8
+	// MaxLen is the longest sync message in bytes.
+	MaxLen uint16
+	Group  netip.Addr
+	Port   uint16
+	TTL    uint8
+}
+
+// TimeoutName is one of the three timeouts of `ipvsadm --set`.
+type TimeoutName string
+
+// The timeouts of IPVS connections, whole seconds each.
+const (
+	TimeoutTCP    TimeoutName = "tcp"
+	TimeoutTCPFin TimeoutName = "tcpfin"
+	TimeoutUDP    TimeoutName = "udp"
+)
+
+func (t TimeoutName) String() string { return "timeout " + string(t) }
+
+// Announcement is one route to announce to every BGP neighbour.
+type Announcement struct {
+	Prefix netip.Prefix
+	// MED is always sent (RFC 4271, 5.1.4).
+	MED uint32
+	// Communities in the form of RFC 1997, AS in the upper 16 bits.
+	Communities []uint32
+	// Prepend is how many times our AS is added to the path.
+	Prepend int
+}

@@ -1,0 +1,99 @@
+package plan
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"net/netip"
+	"slices"
+
+	"github.com/medway-lb/medway/pkg/state"
+)
+
+// Self is the node for which a plan is made, from its own file.
+type Self struct {
+	Name, Site, Group string
+	IPv4              netip.Addr
+	// Uplink is the device on which clients' packets arrive.
+	Uplink string
+}
+
+// SyncAddress derives the source address of a node's sync messages from its
+// name: unique in practice, in 169.254.0.0/16 since it has meaning only inside
+// tunnels. It keeps clear of the reserved ends of the range (RFC 3927, 2.1)
+// and of 169.254.169.254, where clouds serve metadata.
+func SyncAddress(node string) netip.Addr {
+	h := sha256.Sum256([]byte(node))
+	return netip.AddrFrom4([4]byte{169, 254, 1 + h[0]%168, h[1]})
+}
+
+// TunnelName is the name of the tunnel to a peer: its own name where that fits
+// a device's 15 bytes, else a hash of it.
+func TunnelName(node string) LinkName {
+	name := TunnelPrefix + node
+	if len(name) <= 15 {
+		return LinkName(name)
+	}
+	h := sha256.Sum256([]byte(node))
+	return LinkName(TunnelPrefix + hex.EncodeToString(h[:6]))
+}
+
+// VIPs lists the VIPs that a node serves, sorted by name.
+func VIPs(s *state.Snapshot, self Self) []string { return vipsOf(s, self.Site, self.Group) }
+
+// vipsOf lists the VIPs that a node's group serves, sorted by name.
+func vipsOf(s *state.Snapshot, site, group string) []string {
+	var names []string
+	for name, v := range s.VIPs {
+		if v.Groups[site] == group {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// peersOf lists the other nodes of self's sync domain, those that share a VIP
+// with it, sorted by name.
+func peersOf(s *state.Snapshot, self Self) []string {
+	shared := map[[2]string]bool{}
+	for _, name := range vipsOf(s, self.Site, self.Group) {
+		for site, group := range s.VIPs[name].Groups {
+			shared[[2]string{site, group}] = true
+		}
+	}
+	var names []string
+	for name, n := range s.Nodes {
+		if name != self.Name && shared[[2]string{n.Site, n.Group}] {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// nodesOf lists the nodes of a VIP by site and name. A node's place in it is
+// its rank: fixed by the plan, not by the moment.
+func nodesOf(s *state.Snapshot, vip string) []string {
+	var names []string
+	for name, n := range s.Nodes {
+		if s.VIPs[vip].Groups[n.Site] == n.Group {
+			names = append(names, name)
+		}
+	}
+	slices.SortFunc(names, func(a, b string) int {
+		return cmp.Or(cmp.Compare(s.Nodes[a].Site, s.Nodes[b].Site), cmp.Compare(a, b))
+	})
+	return names
+}
+
+// siteRank is a site's place among the sites of a VIP.
+func siteRank(v state.VIP, site string) int {
+	rank := 0
+	for other := range v.Groups {
+		if other < site {
+			rank++
+		}
+	}
+	return rank
+}
