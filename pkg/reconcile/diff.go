@@ -1,0 +1,81 @@
+package reconcile
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+)
+
+// Key identifies one object of a table. String is what an operator would call
+// the object; it also gives the order of changes.
+type Key interface {
+	comparable
+	fmt.Stringer
+}
+
+// Op is what a change does to an object.
+type Op int
+
+// The operations of a change.
+const (
+	Create Op = iota + 1
+	Update
+	Delete
+)
+
+func (o Op) String() string {
+	switch o {
+	case Create:
+		return "create"
+	case Update:
+		return "update"
+	case Delete:
+		return "delete"
+	}
+	return fmt.Sprintf("op(%d)", int(o))
+}
+
+// Change is one step from what is to what should be. Old is the zero value on
+// Create, New on Delete.
+type Change[K Key, V comparable] struct {
+	Op       Op
+	Key      K
+	Old, New V
+}
+
+// Table is one kind of object that an adapter reads and changes.
+//
+// Read returns all objects of that kind that medway may own, as they are now;
+// nothing remembered. Apply makes one change. It is idempotent: creating what
+// exists makes it as wanted, deleting what is missing is no error. Neither is
+// called concurrently.
+type Table[K Key, V comparable] interface {
+	Read(ctx context.Context) (map[K]V, error)
+	Apply(ctx context.Context, c Change[K, V]) error
+}
+
+// Diff returns the changes that lead from have to want: creations, then
+// updates, then deletions, each in the order of their keys' strings. Only
+// objects that owned accepts are deleted; a nil owned accepts all.
+func Diff[K Key, V comparable](want, have map[K]V, owned func(K) bool) []Change[K, V] {
+	var changes []Change[K, V]
+	for k, w := range want {
+		h, ok := have[k]
+		switch {
+		case !ok:
+			changes = append(changes, Change[K, V]{Op: Create, Key: k, New: w})
+		case h != w:
+			changes = append(changes, Change[K, V]{Op: Update, Key: k, Old: h, New: w})
+		}
+	}
+	for k, h := range have {
+		if _, ok := want[k]; !ok && (owned == nil || owned(k)) {
+			changes = append(changes, Change[K, V]{Op: Delete, Key: k, Old: h})
+		}
+	}
+	slices.SortFunc(changes, func(a, b Change[K, V]) int {
+		return cmp.Or(cmp.Compare(a.Op, b.Op), cmp.Compare(a.Key.String(), b.Key.String()))
+	})
+	return changes
+}
