@@ -78,7 +78,7 @@ type Address struct {
 	Prefix netip.Prefix
 }
 
-func (a Address) String() string { return fmt.Sprintf("address %s dev %s", a.Prefix, a.Link) }
+func (a Address) String() string { return fmt.Sprintf("address %s dev %s", a.Prefix, string(a.Link)) }
 
 // Route is a route of scope link in the main table, bearing medway's own
 // protocol number.
@@ -87,7 +87,7 @@ type Route struct {
 	Link   LinkName
 }
 
-func (r Route) String() string { return fmt.Sprintf("route %s dev %s", r.Prefix, r.Link) }
+func (r Route) String() string { return fmt.Sprintf("route %s dev %s", r.Prefix, string(r.Link)) }
 
 // Neighbor is a permanent neighbour entry.
 type Neighbor struct {
@@ -95,7 +95,7 @@ type Neighbor struct {
 	Addr netip.Addr
 }
 
-func (n Neighbor) String() string { return fmt.Sprintf("neigh %s dev %s", n.Addr, n.Link) }
+func (n Neighbor) String() string { return fmt.Sprintf("neigh %s dev %s", n.Addr, string(n.Link)) }
 
 // Chain names a chain of medway's own in an iptables table.
 type Chain struct {

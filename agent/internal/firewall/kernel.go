@@ -1,0 +1,177 @@
+// Package firewall makes medway's own iptables chains, and the jumps to them,
+// what they should be. Chains and rules of others are read over and left alone.
+package firewall
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"strings"
+	"sync/atomic"
+
+	"github.com/coreos/go-iptables/iptables"
+	"github.com/medway-lb/medway/pkg/plan"
+	"github.com/medway-lb/medway/pkg/reconcile"
+)
+
+// lockWait is how many seconds a program waits for the xtables lock
+// (iptables(8), -w), which others hold for milliseconds.
+const lockWait = 5
+
+// Kernel is the rules of the network namespace of the calling thread. Its
+// tables are not for concurrent use.
+type Kernel struct {
+	ipt           *iptables.IPTables
+	save, restore string
+	changes       atomic.Uint64
+}
+
+// The protocols of IP, for New.
+const (
+	IPv4 = iptables.ProtocolIPv4
+	IPv6 = iptables.ProtocolIPv6
+)
+
+// New finds the programs for one protocol of IP.
+func New(proto iptables.Protocol) (*Kernel, error) {
+	ipt, err := iptables.New(iptables.IPFamily(proto), iptables.Timeout(lockWait))
+	if err != nil {
+		return nil, fmt.Errorf("iptables is not usable: %w", err)
+	}
+	program := "iptables"
+	if proto == iptables.ProtocolIPv6 {
+		program = "ip6tables"
+	}
+	k := &Kernel{ipt: ipt}
+	if k.save, err = exec.LookPath(program + "-save"); err != nil {
+		return nil, err
+	}
+	if k.restore, err = exec.LookPath(program + "-restore"); err != nil {
+		return nil, err
+	}
+	return k, nil
+}
+
+// Changes counts the program runs so far that changed something, or tried to.
+func (k *Kernel) Changes() uint64 { return k.changes.Load() }
+
+// Chains returns the table of the chains whose names begin with
+// plan.ChainPrefix, in the tables filter, mangle and raw.
+func (k *Kernel) Chains() reconcile.Table[plan.Chain, plan.Rules] { return chains{k} }
+
+// Jumps returns the table of the jumps from built-in chains to medway's. It is
+// given what will be wanted, since a wanted jump in the wrong place is to be
+// made again and an unwanted one to be deleted wherever it stands.
+func (k *Kernel) Jumps(want map[plan.Jump]struct{}) reconcile.Table[plan.Jump, struct{}] {
+	return jumps{k, want}
+}
+
+// read gets the rules of all tables from one run of one program: a run costs
+// 5 ms, whatever it prints.
+func (k *Kernel) read(ctx context.Context) (ruleset, error) {
+	out, err := program(ctx, "", k.save)
+	if err != nil {
+		return nil, err
+	}
+	return parse(out)
+}
+
+// commit makes the changes of one table at once: all of them or, on an error,
+// none.
+func (k *Kernel) commit(ctx context.Context, table string, lines ...string) error {
+	k.changes.Add(1)
+	in := "*" + table + "\n" + strings.Join(lines, "\n") + "\nCOMMIT\n"
+	if _, err := program(ctx, in, k.restore, "--noflush", "-w", fmt.Sprint(lockWait)); err != nil {
+		return fmt.Errorf("%w; the input was:\n%s", err, in)
+	}
+	return nil
+}
+
+func program(ctx context.Context, in, name string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, name, args...)
+	var out, errs bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(in), &out, &errs
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("%s: %w: %s", name, err, strings.TrimSpace(errs.String()))
+	}
+	return out.String(), nil
+}
+
+type chains struct{ *Kernel }
+
+func (t chains) Read(ctx context.Context) (map[plan.Chain]plan.Rules, error) {
+	rs, err := t.read(ctx)
+	return rs.chains(), err
+}
+
+// Apply swaps the rules of one chain as a whole, so that no packet meets half
+// of them, or deletes it.
+func (t chains) Apply(ctx context.Context, c reconcile.Change[plan.Chain, plan.Rules]) error {
+	if err := own(c.Key.Table, c.Key.Name); err != nil {
+		return err
+	}
+	// Naming a chain makes it, or empties it (iptables-restore, --noflush).
+	lines := []string{":" + c.Key.Name + " - [0:0]"}
+	if c.Op == reconcile.Delete {
+		there, err := t.ipt.ChainExists(c.Key.Table, c.Key.Name)
+		if err != nil || !there {
+			return err
+		}
+		return t.commit(ctx, c.Key.Table, append(lines, "-X "+c.Key.Name)...)
+	}
+	for _, rule := range split(c.New) {
+		lines = append(lines, "-A "+c.Key.Name+" "+written(rule))
+	}
+	return t.commit(ctx, c.Key.Table, lines...)
+}
+
+type jumps struct {
+	*Kernel
+	want map[plan.Jump]struct{}
+}
+
+func (t jumps) Read(ctx context.Context) (map[plan.Jump]struct{}, error) {
+	rs, err := t.read(ctx)
+	return rs.jumps(t.want), err
+}
+
+// Apply puts one jump first in its built-in chain, or deletes it.
+func (t jumps) Apply(ctx context.Context, c reconcile.Change[plan.Jump, struct{}]) error {
+	j := c.Key
+	if err := own(j.Table, j.To); err != nil {
+		return err
+	}
+	if strings.HasPrefix(j.From, plan.ChainPrefix) {
+		return fmt.Errorf("%s: it does not start from a built-in chain", j)
+	}
+	if c.Op == reconcile.Delete {
+		return t.remove(j)
+	}
+	rs, err := t.read(ctx)
+	if err != nil {
+		return err
+	}
+	// Old copies go and the new one comes at the same moment: there is no
+	// time without the rules behind it.
+	var lines []string
+	for range rs.copies(j) {
+		lines = append(lines, "-D "+j.From+" -j "+j.To)
+	}
+	return t.commit(ctx, j.Table, append(lines, "-I "+j.From+" 1 -j "+j.To)...)
+}
+
+// remove deletes the copies of a jump one by one, until there is none.
+func (t jumps) remove(j plan.Jump) error {
+	for {
+		err := t.ipt.Delete(j.Table, j.From, "-j", j.To)
+		if e := (*iptables.Error)(nil); errors.As(err, &e) && e.IsNotExist() {
+			return nil
+		}
+		t.changes.Add(1)
+		if err != nil {
+			return err
+		}
+	}
+}

@@ -1,0 +1,113 @@
+// Package lease is one node's standing in etcd: its lease, renewed only while
+// its view of etcd is fresh, and its guarded writes of claims and candidacies.
+package lease
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/medway-lb/medway/pkg/store"
+)
+
+// Keeper holds the node's lease. It never renews it while the node's snapshot
+// is stale (PROTOCOL R7): others should then take over.
+type Keeper struct {
+	store *store.Client
+	ttl   time.Duration
+	// alive makes the value of the node's alive key, which is put under each
+	// new lease.
+	alive func() store.Put
+	log   *zap.Logger
+
+	mu    sync.Mutex
+	lease *store.Lease
+	news  chan struct{}
+}
+
+// NewKeeper makes a keeper; ttl is the lease's time to live.
+func NewKeeper(client *store.Client, ttl time.Duration, alive func() store.Put, log *zap.Logger) *Keeper {
+	return &Keeper{store: client, ttl: ttl, alive: alive, log: log, news: make(chan struct{}, 1)}
+}
+
+// ID is the lease's number, 0 while the node holds none.
+func (k *Keeper) ID() int64 {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.lease == nil || !time.Now().Before(k.lease.Deadline()) {
+		return 0
+	}
+	return k.lease.ID()
+}
+
+// Changed gets a value after the node got or lost a lease; one reader.
+func (k *Keeper) Changed() <-chan struct{} { return k.news }
+
+// Fresh tells whether the followed data is confirmed within half the TTL.
+func (k *Keeper) Fresh() bool {
+	return time.Since(k.store.Fresh()) < k.ttl/2
+}
+
+// Run gets a lease and renews it until ctx ends. It leaves the lease to run
+// out: an agent that comes back within the TTL finds its ownerships in place.
+func (k *Keeper) Run(ctx context.Context) error {
+	ticker := time.NewTicker(k.ttl / 6)
+	defer ticker.Stop()
+	for {
+		if k.Fresh() {
+			k.renew(ctx)
+		}
+		var refreshed <-chan struct{}
+		if k.ID() == 0 {
+			refreshed = k.store.Refreshed()
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-ticker.C:
+		case <-refreshed:
+		}
+	}
+}
+
+func (k *Keeper) renew(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, k.ttl/2)
+	defer cancel()
+	k.mu.Lock()
+	lease := k.lease
+	k.mu.Unlock()
+	if lease != nil {
+		err := lease.Renew(ctx)
+		if err == nil || !errors.Is(err, store.ErrLeaseLost) {
+			return // an unknown outcome is tried again at the next tick
+		}
+		k.log.Warn("the lease ran out: others may own our VIPs now")
+		k.set(nil)
+	}
+	lease, err := k.store.Grant(ctx, k.ttl)
+	if err != nil {
+		k.log.Warn("can't get a lease", zap.Error(err))
+		return
+	}
+	put := k.alive()
+	put.Lease = lease.ID()
+	if _, _, err := k.store.Commit(ctx, nil, []store.Put{put}, nil); err != nil {
+		k.log.Warn("can't write the alive key", zap.Error(err))
+		return
+	}
+	k.log.Info("got a lease", zap.Duration("ttl", k.ttl))
+	k.set(lease)
+}
+
+func (k *Keeper) set(lease *store.Lease) {
+	k.mu.Lock()
+	k.lease = lease
+	k.mu.Unlock()
+	select {
+	case k.news <- struct{}{}:
+	default:
+	}
+}

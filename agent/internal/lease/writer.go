@@ -1,0 +1,64 @@
+package lease
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/medway-lb/medway/pkg/store"
+)
+
+// batch is how many writes travel in one transaction: three guards each, and
+// etcd takes 128 (PROTOCOL R14).
+const batch = 40
+
+// Write is one guarded write of one key.
+type Write struct {
+	Guards []store.Guard
+	Put    store.Put
+	// Done is called once with the outcome. An error means that it is unknown.
+	Done func(Outcome)
+}
+
+// Outcome is what became of a Write.
+type Outcome struct {
+	Committed bool
+	// Revision is the store's after the transaction.
+	Revision int64
+	Err      error
+}
+
+// Commit makes the writes, in as few transactions as may be, each within
+// timeout. Where the guard of one write fails, the others of its batch are
+// tried one by one. It returns at once; outcomes come on other goroutines.
+func Commit(ctx context.Context, client *store.Client, timeout time.Duration, writes []Write) {
+	for part := range slices.Chunk(writes, batch) {
+		go func() {
+			if len(part) > 1 {
+				if o := commit(ctx, client, timeout, part); o.Committed || o.Err != nil {
+					for _, w := range part {
+						w.Done(o)
+					}
+					return
+				}
+			}
+			for _, w := range part {
+				w.Done(commit(ctx, client, timeout, []Write{w}))
+			}
+		}()
+	}
+}
+
+func commit(ctx context.Context, client *store.Client, timeout time.Duration, writes []Write) Outcome {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	// Writes of one batch may rest on the same key: etcd takes a guard twice.
+	var guards []store.Guard
+	var puts []store.Put
+	for _, w := range writes {
+		guards = append(guards, w.Guards...)
+		puts = append(puts, w.Put)
+	}
+	committed, revision, err := client.Commit(ctx, guards, puts, nil)
+	return Outcome{Committed: committed, Revision: revision, Err: err}
+}

@@ -1,0 +1,127 @@
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"syscall"
+
+	"github.com/medway-lb/medway/pkg/plan"
+	"github.com/medway-lb/medway/pkg/reconcile"
+	"github.com/vishvananda/netlink"
+)
+
+type addresses struct{ *Kernel }
+
+// Read leaves out a device that does not exist: it has no addresses.
+func (t addresses) Read(context.Context) (map[plan.Address]struct{}, error) {
+	have := make(map[plan.Address]struct{})
+	for _, name := range []plan.LinkName{plan.VIPLink, plan.SyncLink} {
+		d, err := t.find(name)
+		if err != nil {
+			return nil, err
+		}
+		if d == nil {
+			continue
+		}
+		on, err := t.on(d)
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range on {
+			have[plan.Address{Link: name, Prefix: p}] = struct{}{}
+		}
+	}
+	return have, nil
+}
+
+func (t addresses) on(d netlink.Link) ([]netip.Prefix, error) {
+	list, err := whole(func() ([]netlink.Addr, error) { return t.h.AddrList(d, netlink.FAMILY_ALL) })
+	if err != nil {
+		return nil, fmt.Errorf("link %s: list addresses: %w", d.Attrs().Name, err)
+	}
+	var on []netip.Prefix
+	for _, a := range list {
+		p := prefix(a.IPNet)
+		if p.Addr().Is6() && p.Addr().IsLinkLocalUnicast() {
+			continue
+		}
+		on = append(on, p)
+	}
+	return on, nil
+}
+
+// Apply adds or deletes one address.
+func (t addresses) Apply(_ context.Context, c reconcile.Change[plan.Address, struct{}]) error {
+	if c.Key.Link != plan.VIPLink && c.Key.Link != plan.SyncLink {
+		return fmt.Errorf("%s: not a device on which medway sets addresses", c.Key)
+	}
+	d, err := t.find(c.Key.Link)
+	switch {
+	case err != nil:
+		return err
+	case d == nil && c.Op == reconcile.Delete:
+		return nil
+	case d == nil:
+		return fmt.Errorf("%s: there is no such device", c.Key)
+	case c.Op == reconcile.Delete:
+		return t.remove(d, c.Key)
+	}
+	return t.add(d, c.Key.Prefix)
+}
+
+func (t addresses) add(d netlink.Link, p netip.Prefix) error {
+	err := t.made(t.h.AddrAdd(d, &netlink.Addr{IPNet: ipNet(p)}))
+	if errors.Is(err, syscall.EEXIST) {
+		return nil
+	}
+	return wrap(err, "link %s: add address %s", d.Attrs().Name, p)
+}
+
+// remove deletes an address and puts back at once what goes with it. With the
+// first address of a subnet the kernel deletes the others of that subnet, the
+// one that replaces it among them, unless promote_secondaries is 1
+// (ip-sysctl); and with the last address of a device all IPv4 routes through
+// it (fib_inetaddr_event in net/ipv4/fib_frontend.c).
+func (t addresses) remove(d netlink.Link, a plan.Address) error {
+	addrs, err := t.on(d)
+	if err != nil {
+		return err
+	}
+	rt := routes(t)
+	through, err := rt.through(d)
+	if err != nil {
+		return err
+	}
+	err = t.made(t.h.AddrDel(d, &netlink.Addr{IPNet: ipNet(a.Prefix)}))
+	if err != nil && !errors.Is(err, syscall.EADDRNOTAVAIL) {
+		return fmt.Errorf("link %s: delete address %s: %w", d.Attrs().Name, a.Prefix, err)
+	}
+	left, err := t.on(d)
+	if err != nil {
+		return err
+	}
+	for _, p := range addrs {
+		if p == a.Prefix || slices.Contains(left, p) {
+			continue
+		}
+		if err := t.add(d, p); err != nil {
+			return err
+		}
+	}
+	still, err := rt.through(d)
+	if err != nil {
+		return err
+	}
+	for _, p := range through {
+		if slices.Contains(still, p) {
+			continue
+		}
+		if err := rt.add(d, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}

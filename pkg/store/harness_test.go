@@ -1,0 +1,307 @@
+package store
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/goleak"
+)
+
+const patience = 20 * time.Second // for anything that must happen
+
+var etcdBinary = sync.OnceValues(func() (string, error) {
+	// Builds on the first use; the go command keeps the binary in its cache.
+	out, err := exec.Command("go", "tool", "-n", "go.etcd.io/etcd/server/v3").Output()
+	return strings.TrimSpace(string(out)), err
+})
+
+// shared is one server for all tests that don't break theirs.
+var shared struct {
+	once    sync.Once
+	cluster *cluster
+	dir     string
+}
+
+func TestMain(m *testing.M) {
+	// Each check reconnects a few times, which takes a quarter of a second.
+	if err := flag.Set("rapid.checks", "30"); err != nil {
+		panic(err)
+	}
+	code := m.Run()
+	if shared.cluster != nil {
+		shared.cluster.killAll()
+		_ = os.RemoveAll(shared.dir)
+	}
+	if code == 0 {
+		if err := goleak.Find(); err != nil {
+			fmt.Println(err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+func sharedServer(t *testing.T) *cluster {
+	t.Helper()
+	shared.once.Do(func() {
+		var err error
+		if shared.dir, err = os.MkdirTemp("", "medway-store"); err != nil {
+			t.Fatal(err)
+		}
+		shared.cluster = startCluster(t, shared.dir, 1)
+	})
+	if shared.cluster == nil {
+		t.Fatal("no shared server")
+	}
+	return shared.cluster
+}
+
+type member struct {
+	client, peer, dir string
+	cmd               *exec.Cmd
+}
+
+type cluster struct {
+	members []*member
+	initial string
+}
+
+// newCluster starts n members of its own for t.
+func newCluster(t *testing.T, n int) *cluster {
+	t.Helper()
+	c := startCluster(t, t.TempDir(), n)
+	t.Cleanup(c.killAll)
+	return c
+}
+
+func startCluster(t *testing.T, dir string, n int) *cluster {
+	t.Helper()
+	c := &cluster{}
+	var initial []string
+	for i := range n {
+		m := &member{client: freeAddress(t), peer: freeAddress(t), dir: filepath.Join(dir, fmt.Sprintf("m%d", i))}
+		c.members = append(c.members, m)
+		initial = append(initial, fmt.Sprintf("m%d=http://%s", i, m.peer))
+	}
+	c.initial = strings.Join(initial, ",")
+	for i := range n {
+		c.start(t, i)
+	}
+	c.waitReady(t)
+	return c
+}
+
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	return l.Addr().String()
+}
+
+func (c *cluster) start(t *testing.T, i int) {
+	t.Helper()
+	binary, err := etcdBinary()
+	if err != nil {
+		t.Fatal("build etcd: ", err)
+	}
+	m := c.members[i]
+	log, err := os.OpenFile(m.dir+".log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = log.Close() }()
+	m.cmd = exec.Command(binary, "--name", fmt.Sprintf("m%d", i), "--data-dir", m.dir,
+		"--listen-client-urls", "http://"+m.client, "--advertise-client-urls", "http://"+m.client,
+		"--listen-peer-urls", "http://"+m.peer, "--initial-advertise-peer-urls", "http://"+m.peer,
+		"--initial-cluster", c.initial, "--heartbeat-interval", "50", "--election-timeout", "500",
+		"--unsafe-no-fsync", "--bcrypt-cost", "4", "--log-level", "warn")
+	m.cmd.Stdout, m.cmd.Stderr = log, log
+	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := m.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// kill ends a member at once (SIGKILL).
+func (c *cluster) kill(i int) {
+	m := c.members[i]
+	if m.cmd == nil {
+		return
+	}
+	_ = m.cmd.Process.Kill()
+	_ = m.cmd.Wait()
+	m.cmd = nil
+}
+
+func (c *cluster) killAll() {
+	for i := range c.members {
+		c.kill(i)
+	}
+}
+
+func (c *cluster) signal(t *testing.T, sig syscall.Signal) {
+	t.Helper()
+	for _, m := range c.members {
+		if err := m.cmd.Process.Signal(sig); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func (c *cluster) endpoints() (all []string) {
+	for _, m := range c.members {
+		all = append(all, m.client)
+	}
+	return all
+}
+
+func (c *cluster) waitReady(t *testing.T) {
+	t.Helper()
+	cl := open(t, Config{Endpoints: c.endpoints()})
+	defer cl.Close()
+	if _, _, err := cl.Get(deadline(t), "/ready"); err != nil {
+		t.Fatal("etcd is not ready: ", err)
+	}
+}
+
+// leader returns the index of the member that leads.
+func (c *cluster) leader(t *testing.T, etcd *clientv3.Client) int {
+	t.Helper()
+	for i, m := range c.members {
+		st, err := etcd.Status(deadline(t), m.client)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if st.Leader == st.Header.MemberId {
+			return i
+		}
+	}
+	t.Fatal("no leader")
+	return -1
+}
+
+func deadline(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func open(t *testing.T, cfg Config) *Client {
+	t.Helper()
+	if len(cfg.Endpoints) == 0 {
+		cfg.Endpoints = sharedServer(t).endpoints()
+	}
+	c, err := Open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c
+}
+
+// commit writes without guards and returns the revision.
+func commit(t *testing.T, c *Client, puts []Put, deletes ...string) int64 {
+	t.Helper()
+	ok, rev, err := c.Commit(deadline(t), nil, puts, deletes)
+	if err != nil || !ok {
+		t.Fatalf("commit: %v %v", ok, err)
+	}
+	return rev
+}
+
+func put(t *testing.T, c *Client, key, value string) int64 {
+	t.Helper()
+	return commit(t, c, []Put{{Key: key, Value: []byte(value)}})
+}
+
+// proxy is a TCP relay that can be cut.
+type proxy struct {
+	listener net.Listener
+	target   string
+	mu       sync.Mutex
+	isCut    bool
+	conns    map[net.Conn]struct{}
+	wg       sync.WaitGroup
+}
+
+func newProxy(t *testing.T, target string) *proxy {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &proxy{listener: l, target: target, conns: map[net.Conn]struct{}{}}
+	p.wg.Go(p.accept)
+	t.Cleanup(func() {
+		_ = l.Close()
+		p.cut()
+		p.wg.Wait()
+	})
+	return p
+}
+
+func (p *proxy) address() string { return p.listener.Addr().String() }
+
+func (p *proxy) accept() {
+	for {
+		in, err := p.listener.Accept()
+		if err != nil {
+			return
+		}
+		out, err := net.Dial("tcp", p.target)
+		if err != nil {
+			_ = in.Close()
+			continue
+		}
+		p.mu.Lock()
+		if p.isCut {
+			p.mu.Unlock()
+			_, _ = in.Close(), out.Close()
+			continue
+		}
+		p.conns[in], p.conns[out] = struct{}{}, struct{}{}
+		p.mu.Unlock()
+		p.wg.Go(func() { p.relay(in, out) })
+		p.wg.Go(func() { p.relay(out, in) })
+	}
+}
+
+func (p *proxy) relay(from, to net.Conn) {
+	_, _ = io.Copy(to, from)
+	_, _ = from.Close(), to.Close()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.conns, from)
+	delete(p.conns, to)
+}
+
+func (p *proxy) cut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.isCut = true
+	for c := range p.conns {
+		_ = c.Close()
+	}
+}
+
+func (p *proxy) mend() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.isCut = false
+}

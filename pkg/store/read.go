@@ -1,0 +1,121 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+const (
+	pageKeys    = 200              // keys a page; values are small, but one may be 1 MB
+	pageTimeout = 10 * time.Second // for one page
+)
+
+// Entry is one key with its value. Value is shared: don't change it.
+type Entry struct {
+	Key         string
+	Value       []byte
+	ModRevision int64
+	Lease       int64 // 0: none
+}
+
+func entryOf(kv *mvccpb.KeyValue) Entry {
+	return Entry{Key: string(kv.Key), Value: kv.Value, ModRevision: kv.ModRevision, Lease: kv.Lease}
+}
+
+// Get reads one key, linearizably. A missing key is found=false and no error.
+func (c *Client) Get(ctx context.Context, key string) (e Entry, found bool, err error) {
+	etcd, err := c.conn(ctx)
+	if err != nil {
+		return Entry{}, false, err
+	}
+	r, err := etcd.Get(ctx, key)
+	if err != nil {
+		return Entry{}, false, fmt.Errorf("store: get %s: %w", key, err)
+	}
+	if len(r.Kvs) == 0 {
+		return Entry{}, false, nil
+	}
+	return entryOf(r.Kvs[0]), true, nil
+}
+
+// List reads all keys under prefix (which ends in "/") as they were at one
+// revision, linearizably, sorted by key.
+func (c *Client) List(ctx context.Context, prefix string) ([]Entry, int64, error) {
+	if err := checkPrefix(prefix); err != nil {
+		return nil, 0, err
+	}
+	l, err := c.list(ctx, prefix)
+	return l.entries, l.revision, err
+}
+
+// listing is a whole prefix at one revision.
+type listing struct {
+	entries  []Entry
+	revision int64
+	cluster  uint64
+}
+
+// list reads page after page. The first one fixes the revision of all: without
+// that a list would mix moments.
+func (c *Client) list(ctx context.Context, prefix string) (listing, error) {
+	etcd, err := c.conn(ctx)
+	if err != nil {
+		return listing{}, err
+	}
+	var l listing
+	end := clientv3.GetPrefixRangeEnd(prefix)
+	for key := prefix; ; {
+		page, err := getPage(ctx, etcd, key, end, l.revision)
+		if err != nil {
+			return listing{}, fmt.Errorf("store: list %s: %w", prefix, err)
+		}
+		if l.revision == 0 {
+			l.revision, l.cluster = page.Header.Revision, page.Header.ClusterId
+		}
+		for _, kv := range page.Kvs {
+			l.entries = append(l.entries, entryOf(kv))
+		}
+		if !page.More || len(page.Kvs) == 0 {
+			return l, nil
+		}
+		key = l.entries[len(l.entries)-1].Key + "\x00"
+	}
+}
+
+func getPage(ctx context.Context, etcd *clientv3.Client, key, end string, revision int64) (*clientv3.GetResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, pageTimeout)
+	defer cancel()
+	return etcd.Get(ctx, key, clientv3.WithRange(end), clientv3.WithLimit(pageKeys), clientv3.WithRev(revision))
+}
+
+// pause is a jittered, growing wait between attempts.
+type pause struct{ next time.Duration }
+
+const (
+	pauseMin = 50 * time.Millisecond
+	pauseMax = time.Second
+)
+
+func (p *pause) reset() { p.next = 0 }
+
+// sleep waits between half and one and a half times the current pause, or until ctx ends.
+func (p *pause) sleep(ctx context.Context) {
+	p.next = min(max(2*p.next, pauseMin), pauseMax)
+	t := time.NewTimer(spread(p.next, 0.5))
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// spread returns d plus or minus up to part of it, so that a hundred agents
+// don't come back in the same millisecond.
+func spread(d time.Duration, part float64) time.Duration {
+	return time.Duration(float64(d) * (1 + part*(2*rand.Float64()-1)))
+}
