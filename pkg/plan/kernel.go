@@ -81,13 +81,13 @@ func (h *Host) addFirewall(s *state.Snapshot, vips, peers []string) {
 
 	for _, peer := range peers {
 		n := s.Nodes[peer]
-		add(&out, "-d %s -o %s -j TEE --gateway %s", group, SyncLink, n.SyncAddress)
-		add(&in, "-d %s -i %s -j TEE --gateway %s", group, TunnelName(peer), ReinjectGateway)
+		add(&out, "-d %s -o %s -j TEE --gateway %s", group, string(SyncLink), n.SyncAddress)
+		add(&in, "-d %s -i %s -j TEE --gateway %s", group, string(TunnelName(peer)), ReinjectGateway)
 		// Sync messages bear no authentication: tunnels are open to known peers only.
 		add(&input, "-s %s -p ipencap -j RETURN", host(n.IPv4))
 	}
 	add(&input, "-p ipencap -j DROP")
-	add(&input, "-d %s ! -i %s -j DROP", group, SyncLink)
+	add(&input, "-d %s ! -i %s -j DROP", group, string(SyncLink))
 	for _, name := range vips {
 		v := s.VIPs[name]
 		for _, a := range v.Addresses {

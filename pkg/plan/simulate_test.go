@@ -227,8 +227,10 @@ func TestScheduleKeepsRightfulLowest(t *testing.T) {
 			},
 			"apply":  func(t *rapid.T) { w.apply(name(t)) },
 			"answer": func(t *rapid.T) { w.answer(name(t), rapid.IntRange(0, 9).Draw(t, "lost") == 0) },
-			"time":   func(t *rapid.T) { w.now = w.now.Add(time.Duration(rapid.IntRange(1, 4000).Draw(t, "ms")) * time.Millisecond) },
-			"":       w.check,
+			"time": func(t *rapid.T) {
+				w.now = w.now.Add(time.Duration(rapid.IntRange(1, 4000).Draw(t, "ms")) * time.Millisecond)
+			},
+			"": w.check,
 		})
 	})
 }

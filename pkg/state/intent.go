@@ -64,11 +64,12 @@ func syncSettings(m *medwayv1.Sync, s Sync) (Sync, error) {
 	if err != nil {
 		return s, err
 	}
-	mtu, err := uintField("sync.tunnel_mtu", m.TunnelMtu, uint32(s.TunnelMTU), 576, 65000)
+	mtu, err := uintField("sync.tunnel_mtu", m.TunnelMtu, uint32(s.TunnelMTU), 1052, 65000)
 	if err != nil {
 		return s, err
 	}
-	maxLength, err := uintField("sync.max_length", m.MaxLength, 0, 100, mtu-28)
+	// The kernel takes no backup daemon below 1024 (ip_vs_sync.c).
+	maxLength, err := uintField("sync.max_length", m.MaxLength, 0, 1024, mtu-28)
 	if err != nil {
 		return s, err
 	}

@@ -28,7 +28,7 @@ func TestKernelExample(t *testing.T) {
 func TestKernelRandomWalk(t *testing.T) {
 	k := inNamespace(t)
 	model, fake := NewFake()
-	for seed := range 25 {
+	for seed := range 15 {
 		want := genHost().Example(seed)
 		settle(t, k, want)
 		settle(t, model, want)

@@ -1,0 +1,341 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/medway-lb/medway/agent/internal/bgp"
+	"github.com/medway-lb/medway/agent/internal/lease"
+	"github.com/medway-lb/medway/pkg/plan"
+	"github.com/medway-lb/medway/pkg/reconcile"
+	"github.com/medway-lb/medway/pkg/state"
+	"github.com/medway-lb/medway/pkg/store"
+)
+
+// Agent is one LVS node.
+type Agent struct {
+	config    Config
+	self      plan.Self
+	machineID string
+	started   time.Time
+	log       *zap.Logger
+
+	lock      *os.File
+	store     *store.Client
+	keeper    *lease.Keeper
+	speaker   *bgp.Speaker
+	dataplane *dataplane
+
+	mu sync.Mutex
+	// cache and loaded: what etcd holds, and whether that is known yet, from
+	// etcd or from the disk.
+	cache  *state.Cache
+	loaded source
+	// results are what other goroutines have to tell the loop.
+	outcomes []func(*decider)
+	applied  *applied
+
+	// wake tells the loop, and kernel the data plane's goroutine, to look.
+	wake   chan struct{}
+	kernel chan struct{}
+	// wanted is the plan that the data plane's goroutine works on.
+	wanted *wanted
+
+	status reporter
+}
+
+// source is where the snapshot comes from.
+type source int
+
+const (
+	nowhere source = iota
+	disk
+	etcd
+)
+
+// New makes an agent. It opens the kernel and checks that it can work, but
+// changes and announces nothing.
+func New(config Config, log *zap.Logger) (*Agent, error) {
+	a := &Agent{
+		config: config, self: config.self(), started: time.Now(), log: log,
+		cache: state.NewCache(), wake: make(chan struct{}, 1), kernel: make(chan struct{}, 1),
+	}
+	if err := a.open(); err != nil {
+		a.Close()
+		return nil, err
+	}
+	return a, nil
+}
+
+func (a *Agent) open() (err error) {
+	if err := os.MkdirAll(a.config.StateDir, 0o700); err != nil {
+		return err
+	}
+	if a.lock, err = lock(a.config.StateDir); err != nil {
+		return err
+	}
+	if a.machineID, err = machineID(a.config.StateDir); err != nil {
+		return err
+	}
+	tls, err := a.config.Etcd.tls()
+	if err != nil {
+		return err
+	}
+	a.store, err = store.Open(store.Config{
+		Endpoints: a.config.Etcd.Endpoints, TLS: tls, Log: a.log.Named("etcd"),
+		// Freshness counts against half the lease's TTL: look several times within it.
+		ProbeInterval: min(time.Second, a.config.LeaseTTL/6),
+	})
+	if err != nil {
+		return err
+	}
+	a.keeper = lease.NewKeeper(a.store, a.config.LeaseTTL, a.alive, a.log.Named("lease"))
+	passwords, err := a.config.BGP.passwords()
+	if err != nil {
+		return err
+	}
+	if a.speaker, err = bgp.New(a.config.speaker(passwords), a.log.Named("bgp")); err != nil {
+		return err
+	}
+	a.dataplane, err = openDataplane()
+	return err
+}
+
+// Close gives back what New opened. The kernel keeps its state.
+func (a *Agent) Close() {
+	if a.dataplane != nil {
+		a.dataplane.close()
+	}
+	if a.store != nil {
+		a.store.Close()
+	}
+	if a.lock != nil {
+		a.lock.Close()
+	}
+}
+
+// Run works until ctx ends, then stops in order: the kernel keeps its state,
+// and routers that know graceful restart keep the routes while the next agent
+// starts.
+func (a *Agent) Run(ctx context.Context) error {
+	a.log.Info("agent starts", zap.String("version", Version()), zap.String("node", a.self.Name),
+		zap.String("site", a.self.Site), zap.String("group", a.self.Group))
+	g, running := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.store.Follow(running, state.Prefix, a.take) })
+	g.Go(func() error { return a.keeper.Run(running) })
+	g.Go(func() error { return a.reconcile(running) })
+	g.Go(func() error { return a.decide(running) })
+	g.Go(func() error { return a.report(running) })
+	g.Go(func() error { return a.keepSnapshot(running) })
+	err := g.Wait()
+
+	stop, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	planned := errors.Is(err, context.Canceled) && ctx.Err() != nil
+	if stopped := a.speaker.Stop(stop, planned); stopped != nil {
+		a.log.Warn("BGP did not stop in order", zap.Error(stopped))
+	}
+	if planned {
+		a.markPlannedStop()
+		a.log.Info("agent stopped: the kernel keeps its state")
+		return nil
+	}
+	return err
+}
+
+// take brings an update from etcd into the cache.
+func (a *Agent) take(u store.Update) {
+	a.mu.Lock()
+	if u.Restored {
+		a.log.Error("etcd's store is not the continuation of what was followed before: was it restored?",
+			zap.Int64("revision", u.Revision))
+	}
+	if u.Reset {
+		keep := make(map[string]bool, len(u.Put))
+		for _, e := range u.Put {
+			keep[e.Key] = true
+		}
+		a.cache.Retain(keep)
+	}
+	for _, e := range u.Put {
+		a.cache.Put(e.Key, e.Value, e.ModRevision, e.Lease)
+	}
+	for _, key := range u.Deleted {
+		a.cache.Delete(key)
+	}
+	a.cache.SetRevision(u.Revision)
+	a.loaded = etcd
+	a.mu.Unlock()
+	poke(a.wake)
+}
+
+// snapshot is what is known now.
+func (a *Agent) snapshot() (*state.Snapshot, source) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.loaded == nowhere {
+		return nil, nowhere
+	}
+	return a.cache.Snapshot(), a.loaded
+}
+
+// poke wakes whoever reads c, once for any number of pokes.
+func poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// diskAfter is how long a starting agent waits for etcd before it takes the
+// snapshot on its disk.
+const diskAfter = 5 * time.Second
+
+func (a *Agent) snapshotFile() string { return filepath.Join(a.config.StateDir, "snapshot") }
+
+// keepSnapshot loads the snapshot on disk where etcd can't be reached at the
+// start, and keeps it up to date after.
+func (a *Agent) keepSnapshot(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(diskAfter):
+		a.loadSnapshot()
+	}
+	ticker := time.NewTicker(diskAfter)
+	defer ticker.Stop()
+	var saved int64
+	for {
+		saved = a.saveSnapshot(saved)
+		select {
+		case <-ctx.Done():
+			a.saveSnapshot(saved)
+			return ctx.Err()
+		case <-ticker.C:
+		}
+	}
+}
+
+func (a *Agent) loadSnapshot() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.loaded != nowhere {
+		return
+	}
+	s, err := store.LoadSnapshot(a.snapshotFile())
+	if err != nil {
+		level := a.log.Error
+		if errors.Is(err, fs.ErrNotExist) {
+			level = a.log.Warn
+		}
+		level("etcd can't be reached, and there is no snapshot on disk: waiting for etcd", zap.Error(err))
+		return
+	}
+	for _, e := range s.Entries {
+		a.cache.Put(e.Key, e.Value, e.ModRevision, 0)
+	}
+	a.cache.SetRevision(s.Revision)
+	a.loaded = disk
+	a.log.Warn("etcd can't be reached: using the snapshot on disk", zap.Time("saved", s.Saved), zap.Int64("revision", s.Revision))
+	poke(a.wake)
+}
+
+// saveSnapshot writes the last good values to disk unless the revision is that
+// of the last save; it returns the revision that the disk now holds.
+func (a *Agent) saveSnapshot(saved int64) int64 {
+	a.mu.Lock()
+	s := store.Snapshot{Revision: a.cache.Revision()}
+	if a.loaded == etcd && s.Revision != saved {
+		a.cache.Each(func(key string, value []byte, revision, lease int64) {
+			s.Entries = append(s.Entries, store.Entry{Key: key, Value: value, ModRevision: revision, Lease: lease})
+		})
+	}
+	a.mu.Unlock()
+	if s.Entries == nil {
+		return saved
+	}
+	if err := store.SaveSnapshot(a.snapshotFile(), s); err != nil {
+		a.log.Warn("can't save the snapshot", zap.Error(err))
+		return saved
+	}
+	return s.Revision
+}
+
+func (a *Agent) plannedStopFile() string { return filepath.Join(a.config.StateDir, "planned-stop") }
+
+// markPlannedStop tells the next start that routers may hold our routes.
+func (a *Agent) markPlannedStop() {
+	if err := os.WriteFile(a.plannedStopFile(), nil, 0o600); err != nil {
+		a.log.Warn("can't mark the planned stop", zap.Error(err))
+	}
+}
+
+func (a *Agent) takePlannedStop() bool { return os.Remove(a.plannedStopFile()) == nil }
+
+// wanted is a plan for the kernel with the VIPs that it serves.
+type wanted struct {
+	host   plan.Host
+	vips   map[string]bool
+	resync time.Duration
+}
+
+// applied is what became of a plan.
+type applied struct {
+	vips   map[string]bool
+	report reconcile.Report
+}
+
+// reconcile keeps the kernel as planned: at once when the plan changes, and
+// every resync interval to mend what someone else changed.
+func (a *Agent) reconcile(ctx context.Context) error {
+	retry := time.NewTimer(time.Hour)
+	defer retry.Stop()
+	said := ""
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-a.kernel:
+		case <-retry.C:
+		}
+		a.mu.Lock()
+		w := a.wanted
+		a.mu.Unlock()
+		if w == nil {
+			continue
+		}
+		report := a.dataplane.apply(ctx, w.host)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		next := w.resync
+		if err := report.Err(); err != nil {
+			next = min(next, time.Second)
+			if err.Error() != said { // it is tried every second: once is enough to say
+				a.log.Error("the kernel differs from the plan", zap.Errors("errors", report.Failed))
+			}
+			said = err.Error()
+		} else {
+			said = ""
+		}
+		if len(report.Done) > 0 {
+			a.log.Info(fmt.Sprintf("kernel brought to the plan: %d changes", len(report.Done)), zap.Strings("changes", report.Done))
+		} else {
+			a.log.Debug("kernel agrees with the plan")
+		}
+		retry.Reset(next)
+		a.mu.Lock()
+		a.applied = &applied{vips: w.vips, report: report}
+		a.mu.Unlock()
+		poke(a.wake)
+	}
+}

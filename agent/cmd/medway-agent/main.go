@@ -1,0 +1,96 @@
+// Command medway-agent runs one LVS node.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/medway-lb/medway/agent"
+)
+
+func main() {
+	// SIGHUP is not taken: a terminal that goes away should not stop a node that was started from it by mistake.
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	err := command().ExecuteContext(ctx)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "medway-agent:", err)
+		os.Exit(1)
+	}
+}
+
+func command() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "medway-agent",
+		Short:         "The agent of a medway LVS host",
+		Version:       agent.Version(),
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.AddCommand(run())
+	return root
+}
+
+func run() *cobra.Command {
+	var config, level, format string
+	var check bool
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Follow etcd, keep the kernel as planned, announce the VIPs",
+		Long: `Run the agent in the foreground until SIGTERM or SIGINT. The kernel keeps its
+state then: a stop and a start under calls loses none.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := agent.LoadConfig(config)
+			if err != nil {
+				return err
+			}
+			if check {
+				fmt.Fprintf(cmd.OutOrStdout(), "%s is good\n", config)
+				return nil
+			}
+			log, err := logger(level, format)
+			if err != nil {
+				return err
+			}
+			a, err := agent.New(c, log)
+			if err != nil {
+				return err
+			}
+			defer a.Close()
+			return a.Run(cmd.Context())
+		},
+	}
+	cmd.Flags().StringVarP(&config, "config", "c", "/etc/medway/agent.yaml", "the agent's `file`")
+	cmd.Flags().BoolVar(&check, "check", false, "check the file and exit")
+	cmd.Flags().StringVar(&level, "log-level", "info", "debug, info, warn or error")
+	cmd.Flags().StringVar(&format, "log-format", "console", "console or json")
+	return cmd
+}
+
+func logger(level, format string) (*zap.Logger, error) {
+	parsed, err := zap.ParseAtomicLevel(level)
+	if err != nil {
+		return nil, fmt.Errorf("flag --log-level: value %q: expected debug, info, warn or error", level)
+	}
+	c := zap.NewProductionConfig()
+	c.Level, c.Sampling, c.DisableCaller, c.DisableStacktrace = parsed, nil, true, true
+	c.EncoderConfig.EncodeTime = zapcore.TimeEncoderOfLayout("2006-01-02T15:04:05.000Z07:00")
+	switch format {
+	case "json":
+	case "console":
+		c.Encoding = "console"
+		c.EncoderConfig.ConsoleSeparator = " "
+		c.EncoderConfig.EncodeLevel = zapcore.CapitalLevelEncoder
+	default:
+		return nil, fmt.Errorf("flag --log-format: value %q: expected console or json", format)
+	}
+	return c.Build()
+}

@@ -1,0 +1,63 @@
+package agent
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Version is the version of this build, from the build's own information.
+func Version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "unknown"
+}
+
+// machineID tells this host from any other: /etc/machine-id, or where there is
+// none (a container) a random word that is kept in dir.
+func machineID(dir string) (string, error) {
+	if text, err := os.ReadFile("/etc/machine-id"); err == nil {
+		if id := strings.TrimSpace(string(text)); id != "" {
+			return id, nil
+		}
+	}
+	path := filepath.Join(dir, "machine-id")
+	text, err := os.ReadFile(path)
+	if err == nil {
+		return strings.TrimSpace(string(text)), nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	id := strings.ToLower(rand.Text())
+	return id, os.WriteFile(path, []byte(id+"\n"), 0o600)
+}
+
+func bootID() string {
+	text, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "unknown"
+	}
+	return strings.TrimSpace(string(text))
+}
+
+// lock keeps a second agent of the same name off this host.
+func lock(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("another agent runs with state_dir %s: %w", dir, err)
+	}
+	return f, nil
+}
