@@ -1,0 +1,196 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/medway-lb/medway/pkg/state"
+
+	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
+)
+
+func status(c *connection) *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "status [VIP...]",
+		Short: "Show what every node does for every VIP",
+		RunE: func(cmd *cobra.Command, vips []string) error {
+			if output != "table" && output != "json" {
+				return fmt.Errorf("flag --output: value %q: expected table or json", output)
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), c.timeout)
+			defer cancel()
+			snapshot, nodes, err := read(ctx, c)
+			if err != nil {
+				return err
+			}
+			for _, vip := range vips {
+				if _, ok := snapshot.VIPs[vip]; !ok {
+					return fmt.Errorf("VIP %q does not exist", vip)
+				}
+			}
+			if output == "json" {
+				return writeJSON(cmd.OutOrStdout(), nodes)
+			}
+			return writeTable(cmd.OutOrStdout(), snapshot, nodes, vips, time.Now())
+		},
+	}
+	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
+	return cmd
+}
+
+// read gets what is stored and what the nodes say of themselves.
+func read(ctx context.Context, c *connection) (*state.Snapshot, []*medwayv1.Status, error) {
+	client, err := c.open()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer client.Close()
+	entries, revision, err := client.List(ctx, state.Prefix)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read %s: %w", state.Prefix, err)
+	}
+	cache := state.NewCache()
+	for _, e := range entries {
+		cache.Put(e.Key, e.Value, e.ModRevision, e.Lease)
+	}
+	cache.SetRevision(revision)
+	entries, _, err = client.List(ctx, state.StatusPrefix)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read %s: %w", state.StatusPrefix, err)
+	}
+	var nodes []*medwayv1.Status
+	var errs []error
+	for _, e := range entries {
+		s, err := state.DecodeStatus(e.Value)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", e.Key, err))
+			continue
+		}
+		nodes = append(nodes, s)
+	}
+	return cache.Snapshot(), nodes, errors.Join(errs...)
+}
+
+func writeJSON(out io.Writer, nodes []*medwayv1.Status) error {
+	var list []json.RawMessage
+	for _, n := range nodes {
+		list = append(list, state.Encode(n))
+	}
+	text, err := json.MarshalIndent(map[string]any{"nodes": list}, "", "  ")
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(out, "%s\n", text)
+	return err
+}
+
+func writeTable(out io.Writer, s *state.Snapshot, nodes []*medwayv1.Status, only []string, now time.Time) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "VIP\tTARGET\tSITE\tNODE\tROLE\tMED\tCLAIM\tACTIVE\tINACT\tBGP\tNODE STATE")
+	var notes []string
+	for _, vip := range sorted(s.VIPs) {
+		if len(only) > 0 && !slices.Contains(only, vip) {
+			continue
+		}
+		for _, n := range nodes {
+			for _, v := range n.Vips {
+				if v.Vip != vip {
+					continue
+				}
+				med := "-"
+				if v.Med != nil {
+					med = fmt.Sprint(*v.Med)
+				}
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\n", vip, orDash(s.Targets[vip].Site),
+					n.Site, n.Node, v.Role, med, orDash(v.Claim), v.ActiveConnections, v.InactiveConnections,
+					sessions(n), nodeState(s, n, now))
+				notes = append(notes, fmt.Sprintf("%s on %s: %s", vip, n.Node, v.Reason))
+			}
+		}
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	section(out, "Why", notes)
+	section(out, "Faults", faults(s, nodes))
+	return nil
+}
+
+// sessions is "up/all" of a node's BGP sessions.
+func sessions(n *medwayv1.Status) string {
+	up := 0
+	for _, session := range n.Sessions {
+		if session.Established {
+			up++
+		}
+	}
+	return fmt.Sprintf("%d/%d", up, len(n.Sessions))
+}
+
+// nodeState says whether a node lives; what it said last may be old.
+func nodeState(s *state.Snapshot, n *medwayv1.Status, now time.Time) string {
+	if _, alive := s.Alive[n.Node]; alive {
+		return "alive"
+	}
+	if t, err := time.Parse(time.RFC3339, n.Updated); err == nil {
+		return fmt.Sprintf("silent, last word %s ago", now.Sub(t).Round(time.Second))
+	}
+	return "silent"
+}
+
+// faults are those of the keys, and what the nodes report beyond them.
+func faults(s *state.Snapshot, nodes []*medwayv1.Status) []string {
+	var out []string
+	for _, f := range s.Faults {
+		out = append(out, fmt.Sprintf("%s: %s", f.Key, f.Reason))
+	}
+	for _, n := range nodes {
+		for _, f := range n.Faults {
+			if !strings.HasPrefix(f.Subject, state.Prefix) {
+				out = append(out, fmt.Sprintf("%s: %s: %s", n.Node, f.Subject, f.Reason))
+			}
+		}
+		for _, session := range n.Sessions {
+			if !session.Established {
+				out = append(out, fmt.Sprintf("%s: BGP session with %s is down since %s: %s", n.Node, session.Neighbor, session.Since, orDash(session.Error)))
+			}
+		}
+	}
+	return out
+}
+
+func section(out io.Writer, title string, lines []string) {
+	if len(lines) == 0 {
+		return
+	}
+	fmt.Fprintf(out, "\n%s\n", title)
+	for _, line := range lines {
+		fmt.Fprintf(out, "  %s\n", line)
+	}
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func sorted[V any](m map[string]V) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
