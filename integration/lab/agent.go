@@ -1,0 +1,154 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"text/template"
+	"time"
+)
+
+var intentFiles = template.Must(template.ParseFS(files, "intent/*"))
+
+// AgentConfig is the agent's configuration file of an LVS host.
+func (l *Lab) AgentConfig(node string) string { return l.path(node, "agent.yaml") }
+
+func (l *Lab) agentConfig(node string) ([]byte, error) {
+	n, ok := l.topo.Node(node)
+	if !ok || n.Role != RoleLVS {
+		return nil, fmt.Errorf("%s is no LVS host", node)
+	}
+	site, _ := l.topo.Site(n.Site)
+	var b bytes.Buffer
+	err := templates.ExecuteTemplate(&b, "agent.yaml", struct {
+		Node, Site, Group string
+		Addr, Edge        netip.Addr
+		Endpoints         []string
+		AS                int
+		StateDir          string
+	}{node, n.Site, site.Group(), n.Addr, site.Addr(1), l.Endpoints(), OperatorAS, l.path(node, "state")})
+	return b.Bytes(), err
+}
+
+// writeAgentConfig leaves a file that is there alone: a drill may have edited it.
+func (l *Lab) writeAgentConfig(node string) error {
+	file := l.AgentConfig(node)
+	if _, err := os.Stat(file); err == nil {
+		return nil
+	}
+	config, err := l.agentConfig(node)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(l.path(node, "state"), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(file, config, 0o644)
+}
+
+// StartAgent starts the agent of an LVS host.
+func (l *Lab) StartAgent(node string) error {
+	bin, err := l.bin("medway-agent")
+	if err != nil {
+		return err
+	}
+	if err := l.writeAgentConfig(node); err != nil {
+		return err
+	}
+	_, err = l.Start(node, "agent", bin, "run", "--config", l.AgentConfig(node))
+	return err
+}
+
+// StopAgent ends the agent of an LVS host: SIGTERM in order, SIGKILL as a crash.
+func (l *Lab) StopAgent(ctx context.Context, node string, sig syscall.Signal) error {
+	return l.Stop(ctx, node, "agent", sig)
+}
+
+// waitVIP waits until the transit's best route leads to the site.
+func (l *Lab) waitVIP(ctx context.Context, site Site) error {
+	err := until(ctx, 100*time.Millisecond, func() error {
+		for _, n := range l.topo.Role(RoleLVS) {
+			if d, err := l.Daemon(n.Name, "agent"); err != nil || !d.Alive() {
+				return fmt.Errorf("the agent on %s has ended", n.Name)
+			}
+		}
+		routes, err := l.Routes(Transit)
+		if err != nil {
+			return err
+		}
+		for _, r := range routes {
+			if r.Best && r.Session == site.Edge() {
+				return nil
+			}
+		}
+		return fmt.Errorf("%s doesn't prefer %s for %s: it has %d routes", Transit, site.Name, VIP, len(routes))
+	})
+	if err == nil {
+		return nil
+	}
+	var logs strings.Builder
+	for _, n := range l.topo.Role(RoleLVS) {
+		fmt.Fprintf(&logs, "\n  agent on %s:\n%s", n.Name, indent(tail(l.path(n.Name, "agent.log"), 10)))
+	}
+	return fmt.Errorf("announcement: %w%s", err, logs.String())
+}
+
+// IntentDir is where the lab's intent is, for `medwayctl apply -f`.
+func (l *Lab) IntentDir() string { return l.path("intent") }
+
+func (l *Lab) writeIntent() error {
+	entries, err := fs.ReadDir(files, "intent")
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(l.IntentDir(), 0o755); err != nil {
+		return err
+	}
+	for _, e := range entries {
+		var b bytes.Buffer
+		err := intentFiles.ExecuteTemplate(&b, e.Name(), struct {
+			VIPName  string
+			VIP      netip.Addr
+			Sites    []Site
+			Backends []Node
+		}{VIPName, VIP, l.topo.Sites, l.topo.Role(RoleSBC)})
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(l.IntentDir(), e.Name()), b.Bytes(), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Apply loads the intent files into etcd by medwayctl, on the witness.
+func (l *Lab) Apply(ctx context.Context) error {
+	bin, err := l.bin("medwayctl")
+	if err != nil {
+		return err
+	}
+	_, err = l.Output(ctx, Witness, bin, "--insecure", "--endpoints", strings.Join(l.Endpoints(), ","), "apply", "-f", l.IntentDir())
+	return err
+}
+
+// SetTarget does what an operator's `etcdctl put` of target_state does.
+func (l *Lab) SetTarget(ctx context.Context, vip, site string) error {
+	return l.Put(ctx, Witness, "/medway/v1/target_state/"+vip, site)
+}
+
+// bin finds one of the project's binaries.
+func (l *Lab) bin(name string) (string, error) {
+	file := filepath.Join(l.opts.BinDir, name)
+	if _, err := os.Stat(file); errors.Is(err, os.ErrNotExist) {
+		return "", fmt.Errorf("%s is missing: run make build", file)
+	}
+	return file, nil
+}

@@ -1,0 +1,168 @@
+// Command medway-lab builds the lab network on this machine and gives access to its
+// nodes. Where the kernel has no IPVS: scripts/with-kernel.sh bin/medway-lab up.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"syscall"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/medway-lb/medway/integration/lab"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	err := command().ExecuteContext(ctx)
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		stop()
+		os.Exit(exit.ExitCode()) //nolint:gocritic // stop has been called
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "medway-lab:", err)
+		stop()
+		os.Exit(1) //nolint:gocritic // stop has been called
+	}
+}
+
+func command() *cobra.Command {
+	var dir string
+	root := &cobra.Command{
+		Use:           "medway-lab",
+		Short:         "Two data centres, their routers and their phones, in network namespaces",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.PersistentFlags().StringVar(&dir, "dir", lab.DefaultDir, "run directory")
+	root.AddCommand(upCommand(&dir), downCommand(&dir), statusCommand(&dir), shellCommand(&dir), execCommand(&dir), demoCommand(&dir))
+	return root
+}
+
+func upCommand(dir *string) *cobra.Command {
+	var opts lab.Options
+	var lvs int
+	cmd := &cobra.Command{
+		Use:   "up",
+		Short: "Build the lab (an earlier one is removed first)",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			topo := lab.Default().WithLVS(lvs)
+			opts.Dir, opts.Topology, opts.Progress = *dir, &topo, cmd.OutOrStdout()
+			_, err := lab.Up(cmd.Context(), opts)
+			return err
+		},
+	}
+	f := cmd.Flags()
+	f.DurationVar(&opts.WANDelay, "wan-delay", 0, "one-way delay between the sites, such as 5ms")
+	f.IntVar(&lvs, "lvs", 1, "LVS hosts in each site")
+	f.StringVar(&opts.BinDir, "bin", "", "directory of the project's binaries (default: this program's own)")
+	f.StringVar(&opts.Target, "target", "", "site that takes the traffic first (default: the first)")
+	f.BoolVar(&opts.NoAgents, "no-agents", false, "leave out agents and intent")
+	f.BoolVar(&opts.RoutingOnly, "routing-only", false, "leave out all that needs IPVS: backends, agents, intent")
+	f.DurationVar(&opts.Timeout, "timeout", 0, "for each wait (default 2m)")
+	return cmd
+}
+
+func downCommand(dir *string) *cobra.Command {
+	return &cobra.Command{
+		Use:   "down",
+		Short: "End the lab's processes, remove its namespaces and its run directory",
+		Args:  cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			if l, err := lab.Open(*dir); err == nil {
+				return l.Down()
+			}
+			return lab.Clean(lab.Options{Dir: *dir})
+		},
+	}
+}
+
+func statusCommand(dir *string) *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "Daemons, BGP sessions and the routes of the VIPs",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			l, err := lab.Open(*dir)
+			if err != nil {
+				return err
+			}
+			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 8, 2, ' ', 0)
+			err = l.WriteStatus(w)
+			return errors.Join(err, w.Flush())
+		},
+	}
+}
+
+// shellCommand replaces this process by a shell, or a command, on the node.
+func shellCommand(dir *string) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "shell NODE [CMD...]",
+		Short: "A shell, or one command, on a node, at this terminal",
+		Args:  cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				shell := os.Getenv("SHELL")
+				if shell == "" {
+					shell = "/bin/sh"
+				}
+				args = append(args, shell)
+			}
+			c, err := nodeCommand(cmd.Context(), *dir, args)
+			if err != nil {
+				return err
+			}
+			env := append(os.Environ(), "MEDWAY_NODE="+args[0])
+			return syscall.Exec(c.Path, c.Args, env)
+		},
+	}
+	cmd.Flags().SetInterspersed(false)
+	return cmd
+}
+
+// execCommand runs a command on the node as a child, and ends with its exit code.
+func execCommand(dir *string) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "exec NODE CMD...",
+		Short: "Run a command on a node and pass on its exit code",
+		Args:  cobra.MinimumNArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := nodeCommand(cmd.Context(), *dir, args)
+			if err != nil {
+				return err
+			}
+			c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
+			return c.Run()
+		},
+	}
+	cmd.Flags().SetInterspersed(false)
+	return cmd
+}
+
+func nodeCommand(ctx context.Context, dir string, args []string) (*exec.Cmd, error) {
+	l, err := lab.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if _, ok := l.Topology().Node(args[0]); !ok {
+		return nil, fmt.Errorf("no node %s; there are:%s", args[0], nodeNames(l))
+	}
+	c := l.Command(ctx, args[0], args[1:]...)
+	return c, c.Err
+}
+
+func nodeNames(l *lab.Lab) string {
+	var names string
+	for _, n := range l.Topology().Nodes() {
+		names += " " + n.Name
+	}
+	return names
+}

@@ -1,0 +1,320 @@
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// DefaultDir is where a lab keeps its state, logs and data.
+const DefaultDir = "/run/medway-lab"
+
+// Options say what to build. The zero value is the whole default lab.
+type Options struct {
+	// Dir is the run directory; default DefaultDir.
+	Dir string
+	// Prefix is put before node names to make namespace names; default "mw-". A lab
+	// with a Dir and a Prefix of its own doesn't touch another one.
+	Prefix string
+	// Topology is the plan; default Default().
+	Topology *Topology
+	// WANDelay is the one-way delay between sites; it needs sch_netem.
+	WANDelay time.Duration
+	// BinDir holds the project's binaries; default: where this program is if etcd is
+	// beside it, else ./bin.
+	BinDir string
+	// RoutingOnly leaves out what needs IPVS: backends, agents and the intent.
+	RoutingOnly bool
+	// NoAgents leaves out the agents and the intent.
+	NoAgents bool
+	// Target is the site that takes the traffic first; default the first one.
+	Target string
+	// Timeout bounds each wait for readiness; default 2 min.
+	Timeout time.Duration
+	// Progress receives a line for each finished part; default none.
+	Progress io.Writer `json:"-"`
+}
+
+// A Lab is a running one.
+type Lab struct {
+	opts    Options
+	topo    Topology
+	started time.Time
+}
+
+// state is what Open needs to know.
+type state struct {
+	Options  Options
+	Topology Topology
+}
+
+func newLab(opts Options) (*Lab, error) {
+	if opts.Dir == "" {
+		opts.Dir = DefaultDir
+	}
+	if opts.Prefix == "" {
+		opts.Prefix = "mw-"
+	}
+	if opts.Topology == nil {
+		t := Default()
+		opts.Topology = &t
+	}
+	if opts.BinDir == "" {
+		opts.BinDir = "bin"
+		if self, err := os.Executable(); err == nil {
+			if _, err := os.Stat(filepath.Join(filepath.Dir(self), "etcd")); err == nil {
+				opts.BinDir = filepath.Dir(self)
+			}
+		}
+	}
+	if opts.Target == "" {
+		opts.Target = opts.Topology.Sites[0].Name
+	}
+	if opts.Timeout == 0 {
+		opts.Timeout = 2 * time.Minute
+	}
+	if opts.Progress == nil {
+		opts.Progress = io.Discard
+	}
+	var err1, err2 error
+	opts.Dir, err1 = filepath.Abs(opts.Dir)
+	opts.BinDir, err2 = filepath.Abs(opts.BinDir)
+	l := &Lab{opts: opts, topo: *opts.Topology, started: time.Now()}
+	return l, errors.Join(err1, err2, l.topo.Validate())
+}
+
+// Open attaches to the lab whose run directory is dir ("" for the default).
+func Open(dir string) (*Lab, error) {
+	if dir == "" {
+		dir = DefaultDir
+	}
+	data, err := os.ReadFile(filepath.Join(dir, "state.json"))
+	if err != nil {
+		return nil, fmt.Errorf("no lab is up: %w", err)
+	}
+	var s state
+	if err := json.Unmarshal(data, &s); err != nil {
+		return nil, fmt.Errorf("%s/state.json: %w", dir, err)
+	}
+	s.Options.Topology = &s.Topology
+	return newLab(s.Options)
+}
+
+// Up builds a lab, after it has removed what an earlier one left under the same Dir
+// and Prefix. On failure what was built stays, to be looked at; Clean removes it.
+func Up(ctx context.Context, opts Options) (*Lab, error) {
+	l, err := newLab(opts)
+	if err != nil {
+		return nil, err
+	}
+	if err := Clean(l.opts); err != nil {
+		return nil, fmt.Errorf("remove what an earlier lab left: %w", err)
+	}
+	if err := l.build(ctx); err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+// build starts what is slow first and waits for it last.
+func (l *Lab) build(ctx context.Context) error {
+	type part struct {
+		name string
+		do   func(context.Context) error
+	}
+	parts := []part{
+		{"namespaces", func(context.Context) error { return l.createNamespaces() }},
+		{"network", func(context.Context) error { return l.buildNetwork() }},
+		{"etcd and routers started", func(context.Context) error { return l.startInfrastructure() }},
+	}
+	backends, agents := !l.opts.RoutingOnly, !l.opts.RoutingOnly && !l.opts.NoAgents
+	if backends {
+		parts = append([]part{{"kernel", func(context.Context) error { return CheckKernel() }}}, parts...)
+		parts = append(parts, part{"backends started", l.startBackends})
+	}
+	parts = append(parts, part{"routers' sessions established", l.waitRouters}, part{"etcd healthy", l.waitEtcd})
+	if backends {
+		parts = append(parts, part{"backends answer", l.waitBackends})
+	}
+	if agents {
+		parts = append(parts, part{"intent in etcd, target " + l.opts.Target, l.loadIntent}, part{"agents started", l.startAgents})
+	}
+	if agents {
+		parts = append(parts, part{"VIP announced, best at the transit", func(ctx context.Context) error {
+			site, ok := l.topo.Site(l.opts.Target)
+			if !ok {
+				return fmt.Errorf("no site %q", l.opts.Target)
+			}
+			return l.waitVIP(ctx, site)
+		}})
+	}
+	if err := writeJSON(l.path("state.json"), state{l.opts, l.topo}); err != nil {
+		return err
+	}
+	for _, p := range parts {
+		ctx, cancel := context.WithTimeoutCause(ctx, l.opts.Timeout, fmt.Errorf("not within %s", l.opts.Timeout))
+		err := p.do(ctx)
+		cancel()
+		if err != nil {
+			return fmt.Errorf("lab: %s: %w", p.name, err)
+		}
+		l.progress(p.name)
+	}
+	return nil
+}
+
+func (l *Lab) progress(what string) {
+	fmt.Fprintf(l.opts.Progress, "%6.2fs  %s\n", time.Since(l.started).Seconds(), what)
+}
+
+func (l *Lab) startInfrastructure() error {
+	l.mountEtcdData()
+	for _, node := range l.EtcdNodes() {
+		if err := l.StartEtcd(node); err != nil {
+			return err
+		}
+	}
+	for _, router := range l.topo.Routers() {
+		if err := l.StartRouter(router); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *Lab) startBackends(context.Context) error {
+	var g errgroup.Group
+	for _, n := range l.topo.Role(RoleSBC) {
+		g.Go(func() error {
+			if err := l.prepareBackend(n); err != nil {
+				return fmt.Errorf("%s: %w", n.Name, err)
+			}
+			return l.StartBackend(n.Name)
+		})
+	}
+	return g.Wait()
+}
+
+func (l *Lab) waitBackends(ctx context.Context) error {
+	for _, n := range l.topo.Role(RoleSBC) {
+		if err := l.waitBackend(ctx, n.Name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *Lab) loadIntent(ctx context.Context) error {
+	if err := l.writeIntent(); err != nil {
+		return err
+	}
+	if err := l.Apply(ctx); err != nil {
+		return err
+	}
+	return l.SetTarget(ctx, VIPName, l.opts.Target)
+}
+
+func (l *Lab) startAgents(context.Context) error {
+	for _, n := range l.topo.Role(RoleLVS) {
+		if err := l.StartAgent(n.Name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *Lab) waitRouters(ctx context.Context) error {
+	routers := l.topo.Routers()
+	for i, router := range routers {
+		if err := l.waitSessions(ctx, router, append(routers[:i:i], routers[i+1:]...)...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Topology is what the lab was built from.
+func (l *Lab) Topology() Topology { return l.topo }
+
+// Dir is the run directory: <node>/<daemon>.log and what the daemons keep.
+func (l *Lab) Dir() string { return l.opts.Dir }
+
+// BinDir is where the lab takes the project's binaries from.
+func (l *Lab) BinDir() string { return l.opts.BinDir }
+
+// Down ends every daemon of the lab and removes its namespaces and run directory.
+func (l *Lab) Down() error { return Clean(l.opts) }
+
+// Clean removes whatever a lab with these options left, complete or not. It ends the
+// processes that were recorded, if they are still the same ones, and those inside
+// the lab's own namespaces, which can't be anyone else's.
+func Clean(opts Options) error {
+	l, err := newLab(opts)
+	if err != nil {
+		return err
+	}
+	daemons, err := l.Daemons()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	for _, d := range daemons { // all at once: nobody waits for another's goodbye
+		if err := d.signal(syscall.SIGKILL); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			return fmt.Errorf("end %s on %s: %w", d.Name, d.Node, err)
+		}
+	}
+	for _, d := range daemons {
+		if err := d.wait(ctx); err != nil {
+			return fmt.Errorf("%s on %s (pid %d): %w", d.Name, d.Node, d.PID, err)
+		}
+	}
+	names, err := namespaces(l.opts.Prefix)
+	if err != nil {
+		return err
+	}
+	killInside(names)
+	var errs []error
+	for _, name := range names {
+		if err := deleteNamespace(name); err != nil {
+			errs = append(errs, fmt.Errorf("delete namespace %s: %w", name, err))
+		}
+	}
+	l.unmountEtcdData()
+	return errors.Join(append(errs, os.RemoveAll(l.opts.Dir))...)
+}
+
+// killInside ends processes that are in one of the namespaces: commands of a test that
+// was interrupted, shells.
+func killInside(names []string) {
+	inodes := namespaceInodes(names)
+	entries, _ := os.ReadDir("/proc")
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || pid == os.Getpid() {
+			continue
+		}
+		link, err := os.Readlink("/proc/" + e.Name() + "/ns/net")
+		if err != nil {
+			continue
+		}
+		inode, _ := strconv.ParseUint(strings.TrimSuffix(strings.TrimPrefix(link, "net:["), "]"), 10, 64)
+		if _, ours := inodes[inode]; ours {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
+}
+
+func (l *Lab) path(elem ...string) string {
+	return filepath.Join(append([]string{l.opts.Dir}, elem...)...)
+}
