@@ -1,0 +1,174 @@
+package drill
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/medway-lb/medway/integration/lab"
+)
+
+// Stream is one TCP connection as the clients' side of the wire saw it.
+type Stream struct {
+	Client     string // address.port
+	First      time.Time
+	Last       time.Time
+	Packets    int
+	SYNs       int // from the client: more than one is a new connection, or a lost SYN
+	Resets     int
+	Gaps       int // places where sequence numbers leave some out: both directions
+	Repeats    int // retransmissions
+	bytesOut   uint32
+	bytesIn    uint32
+	next       map[bool]uint32 // by direction, the sequence number that comes next
+	seen       map[bool]bool
+	largestGap time.Duration
+}
+
+// Continuous says whether it is one connection without a hole.
+func (s Stream) Continuous() bool { return s.SYNs == 1 && s.Resets == 0 && s.Gaps == 0 }
+
+func (s Stream) String() string {
+	return fmt.Sprintf("%s -> %s.5060: %d packets in %.1f s, %d bytes out, %d bytes in, %d SYN, %d resets, %d gaps, %d retransmissions, longest silence %.1f s",
+		s.Client, lab.VIP, s.Packets, s.Last.Sub(s.First).Seconds(), s.bytesOut, s.bytesIn, s.SYNs, s.Resets, s.Gaps, s.Repeats, s.largestGap.Seconds())
+}
+
+// capture is a tcpdump on the clients' interface.
+type capture struct {
+	file string
+	cmd  *exec.Cmd
+}
+
+func startCapture(ctx context.Context, l *lab.Lab, dir string) (*capture, error) {
+	c := &capture{file: filepath.Join(dir, "clients.pcap")}
+	c.cmd = l.Command(ctx, lab.Clients, "tcpdump", "-i", "eth0", "-n", "-s", "96", "-U", "-w", c.file,
+		"-Z", "root", "tcp", "and", "host", lab.VIP.String())
+	ready, err := c.cmd.StderrPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := c.cmd.Start(); err != nil {
+		return nil, fmt.Errorf("tcpdump: %w", err)
+	}
+	// It says "listening on" when the capture is on.
+	line, err := bufio.NewReader(ready).ReadString('\n')
+	if err != nil || !strings.Contains(line, "listening on") {
+		return nil, fmt.Errorf("tcpdump: %q: %w", line, err)
+	}
+	go func() { _, _ = io.Copy(io.Discard, ready) }()
+	return c, nil
+}
+
+// stop ends the capture and reads it back through tcpdump.
+func (c *capture) stop(ctx context.Context) ([]Stream, error) {
+	if err := c.cmd.Process.Signal(syscall.SIGINT); err != nil {
+		return nil, err
+	}
+	_ = c.cmd.Wait() // tcpdump's status after a signal says nothing
+	if _, err := os.Stat(c.file); err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, "tcpdump", "-r", c.file, "-n", "-S", "-tt", "-K")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	streams, err := parseCapture(out)
+	if waited := cmd.Wait(); err == nil {
+		err = waited
+	}
+	return streams, err
+}
+
+// 1700000000.123456 IP 198.51.100.10.40001 > 203.0.113.10.5060: Flags [P.], seq 1:100, ack 5, win 502, length 99
+var packetLine = regexp.MustCompile(`^(\d+)\.(\d+) IP (\S+) > (\S+): Flags \[([^\]]+)\],(?: seq (\d+)(?::(\d+))?,)?.* length (\d+)`)
+
+// parseCapture reads tcpdump's text and follows every connection.
+func parseCapture(r io.Reader) ([]Stream, error) {
+	streams := map[string]*Stream{}
+	vip := lab.VIP.String() + ".5060"
+	lines := bufio.NewScanner(r)
+	for lines.Scan() {
+		m := packetLine.FindStringSubmatch(lines.Text())
+		if m == nil {
+			return nil, fmt.Errorf("tcpdump line not understood: %q", lines.Text())
+		}
+		out := m[4] == vip
+		client := m[3]
+		if !out {
+			client = m[4]
+		}
+		s := streams[client]
+		if s == nil {
+			s = &Stream{Client: client, next: map[bool]uint32{}, seen: map[bool]bool{}}
+			streams[client] = s
+		}
+		seconds, _ := strconv.ParseInt(m[1], 10, 64)
+		micros, _ := strconv.ParseInt(m[2], 10, 64)
+		length, _ := strconv.ParseUint(m[8], 10, 32)
+		seq, err := strconv.ParseUint(m[6], 10, 32)
+		s.packet(time.Unix(seconds, micros*1000), out, m[5], uint32(seq), err == nil, uint32(length))
+	}
+	var list []Stream
+	for _, s := range streams {
+		list = append(list, *s)
+	}
+	slices.SortFunc(list, func(a, b Stream) int { return strings.Compare(a.Client, b.Client) })
+	return list, lines.Err()
+}
+
+// packet takes in one packet. Sequence numbers wrap (RFC 9293, 3.4).
+func (s *Stream) packet(at time.Time, out bool, flags string, seq uint32, hasSeq bool, length uint32) {
+	if s.Packets == 0 {
+		s.First = at
+	} else {
+		s.largestGap = max(s.largestGap, at.Sub(s.Last))
+	}
+	s.Last = at
+	s.Packets++
+	if strings.Contains(flags, "R") {
+		s.Resets++
+		return
+	}
+	if !hasSeq {
+		return // a bare acknowledgement
+	}
+	if strings.ContainsAny(flags, "SF") {
+		length++ // SYN and FIN take a number each
+	}
+	if strings.Contains(flags, "S") {
+		if out {
+			s.SYNs++
+		}
+		s.next[out], s.seen[out] = seq+length, true
+		return
+	}
+	switch {
+	case !s.seen[out]:
+		s.seen[out] = true
+	case int32(seq-s.next[out]) > 0:
+		s.Gaps++
+	case int32(seq-s.next[out]) < 0:
+		s.Repeats++
+		return
+	}
+	s.next[out] = seq + length
+	if out {
+		s.bytesOut += length
+	} else {
+		s.bytesIn += length
+	}
+}
