@@ -7,6 +7,8 @@ GO        ?= go
 PROGRAMS  := medway-agent medwayctl medway-lab sbc etcd etcdctl
 # Static binaries: they also run where the lab's virtual machine has no libc of the same version.
 BUILD     := CGO_ENABLED=0 $(GO) build -trimpath
+LINT_VER  := v2.15.0
+LINTER    := .cache/golangci-lint-$(LINT_VER)
 
 help: ## Explain every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,10 +32,15 @@ generate: ## Make the Go code of proto/ (needs protoc)
 	@$(BUILD) -o bin/protoc-gen-go google.golang.org/protobuf/cmd/protoc-gen-go
 	protoc --plugin=bin/protoc-gen-go --go_out=. --go_opt=module=github.com/medway-lb/medway -I proto proto/medway/v1/medway.proto
 
-lint: ## Check the code with gofmt, go vet and golangci-lint (built on first use)
+lint: $(LINTER) ## Check the code with gofmt, go vet and golangci-lint (built on first use)
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
 	$(GO) vet ./...
-	$(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0 run ./...
+	$(LINTER) run ./...
+
+$(LINTER):
+	@echo "[build] golangci-lint (the first time takes minutes)"
+	@GOBIN=$(CURDIR)/.cache $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VER)
+	@mv .cache/golangci-lint $@
 
 test: setup build ## Run every test, those of the kernel and of the lab included; one summary line at the end
 	@scripts/test.sh
