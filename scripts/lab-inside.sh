@@ -5,7 +5,7 @@ set -euo pipefail
 bin=$(cd "$(dirname "${BASH_SOURCE[0]}")/../bin" && pwd -P)
 if [[ ${MEDWAY_VM:-} ]]; then
   mkdir -p /run/medway-bin
-  cp -u "$bin"/* /run/medway-bin/
+  cp -fu "$bin"/* /run/medway-bin/
   bin=/run/medway-bin
 fi
 exec "$bin/medway-lab" "$@"

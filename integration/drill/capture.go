@@ -25,13 +25,14 @@ type Stream struct {
 	Last       time.Time
 	Packets    int
 	SYNs       int // from the client: more than one is a new connection, or a lost SYN
-	Resets     int
+	Resets     int // while the connection was open: one that answers a straggler after the end harms nobody
 	Gaps       int // places where sequence numbers leave some out: both directions
 	Repeats    int // retransmissions
 	bytesOut   uint32
 	bytesIn    uint32
 	next       map[bool]uint32 // by direction, the sequence number that comes next
 	seen       map[bool]bool
+	closing    bool // the client has sent its FIN
 	largestGap time.Duration
 }
 
@@ -140,9 +141,12 @@ func (s *Stream) packet(at time.Time, out bool, flags string, seq uint32, hasSeq
 	s.Last = at
 	s.Packets++
 	if strings.Contains(flags, "R") {
-		s.Resets++
+		if !s.closing {
+			s.Resets++
+		}
 		return
 	}
+	s.closing = s.closing || out && strings.Contains(flags, "F")
 	if !hasSeq {
 		return // a bare acknowledgement
 	}

@@ -24,8 +24,9 @@ type Options struct {
 	Dir string
 	// Story gets a line for each thing that happens; default none.
 	Story io.Writer
-	// Before is called when the calls are up, before the first switch: a
-	// negative control breaks something here.
+	// Sabotage names what is taken away, for a negative control; "" is nothing.
+	Sabotage string
+	// Before is called when the calls are up, before the first switch.
 	Before func(context.Context) error
 }
 
@@ -166,6 +167,9 @@ func Run(ctx context.Context, l *lab.Lab, o Options) (Report, error) {
 	if o.Story == nil {
 		o.Story = io.Discard
 	}
+	if _, known := Sabotages[o.Sabotage]; o.Sabotage != "" && !known {
+		return Report{}, fmt.Errorf("sabotage %q: expected one of %s", o.Sabotage, SabotageNames())
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	d := &drill{Options: o, lab: l, report: Report{Started: time.Now()}}
@@ -201,8 +205,20 @@ func (d *drill) run(ctx context.Context) (err error) {
 	}
 	sites := d.lab.Topology().Sites
 	from, to := sites[0].Name, sites[1].Name
+	sabotage := Sabotages[d.Sabotage]
+	if d.Sabotage != "" {
+		d.say("SABOTAGE: %s", sabotage.what)
+		if err := sabotage.prepare(ctx, d.lab); err != nil {
+			return err
+		}
+	}
 	if err := d.establish(ctx, from); err != nil {
 		return err
+	}
+	if sabotage.forget {
+		if err := waitForgotten(ctx, d.lab, to); err != nil {
+			return err
+		}
 	}
 	if d.Before != nil {
 		if err := d.Before(ctx); err != nil {
@@ -215,16 +231,25 @@ func (d *drill) run(ctx context.Context) (err error) {
 				return err
 			}
 			d.report.Switches = append(d.report.Switches, s)
+			if s.Alive.Total() < d.report.Established {
+				d.say("calls were lost: the drill ends here")
+				return d.finish(ctx, capture)
+			}
 		}
 	}
+	return d.finish(ctx, capture)
+}
+
+// finish ends the calls and collects what the tools have counted.
+func (d *drill) finish(ctx context.Context, capture *capture) (err error) {
 	if d.report.Stats, err = d.calls.end(ctx); err != nil {
 		return err
 	}
 	d.say("all calls told to end: %d said BYE and were answered, %d failed", d.report.Stats.Successful, d.report.Stats.Failed)
-	if d.report.Resets, err = resets(ctx, d.lab); err != nil {
-		return err
-	}
 	d.report.Streams, err = capture.stop(ctx)
+	for _, s := range d.report.Streams {
+		d.report.Resets += s.Resets
+	}
 	return err
 }
 

@@ -17,7 +17,7 @@ const (
 	panelGap      = 46
 	marginLeft    = 64
 	marginRight   = 150
-	marginTop     = 70
+	marginTop     = 88
 	plotWidth     = pictureWidth - marginLeft - marginRight
 	pictureHeight = marginTop + 3*panelHeight + 2*panelGap + 60
 )
@@ -91,22 +91,28 @@ func (r Report) connections(sites []string, x func(time.Time) float64) panel {
 	}))
 }
 
-// lines makes a line per site out of the samples of its hosts.
+// window is the time over which a rate is taken: calls speak every 2 s.
+const window = 2 * time.Second
+
+// lines makes a line per site out of the samples of its hosts; each value is
+// made of a host's sample and of its last one that is a window older.
 func (r Report) lines(sites []string, x func(time.Time) float64, value func(before, now Sample) float64) []line {
 	var out []line
 	for i, site := range sites {
 		l := line{label: site, colour: palette[i%len(palette)]}
-		before := map[string]Sample{}
+		past := map[string][]Sample{}
 		for _, s := range r.Samples {
 			if !strings.HasPrefix(s.Node, site+"-") {
 				continue
 			}
-			// A second apart, so that a rate is not all noise.
-			if b, ok := before[s.Node]; !ok || s.At.Sub(b.At) >= time.Second {
-				if ok {
-					l.points = append(l.points, point{x(s.At), value(b, s)})
-				}
-				before[s.Node] = s
+			past[s.Node] = append(past[s.Node], s)
+			p := past[s.Node]
+			for len(p) > 1 && s.At.Sub(p[1].At) >= window {
+				p = p[1:]
+			}
+			past[s.Node] = p
+			if s.At.Sub(p[0].At) >= window {
+				l.points = append(l.points, point{x(s.At), value(p[0], s)})
 			}
 		}
 		out = append(out, l)

@@ -1,7 +1,6 @@
 package drill
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"os"
@@ -60,8 +59,8 @@ func (s *sampler) all() ([]Sample, error) {
 	return s.samples, s.err
 }
 
-// readKernel reads what `ipvsadm -ln` and `ipvsadm -ln --stats` show, from the
-// same tables as text: a program start takes too long on an emulated processor.
+// readKernel reads what `ipvsadm -ln` and its --stats show, from the same
+// tables as text: a program start takes too long on an emulated processor.
 func readKernel(l *lab.Lab, node string) (Sample, error) {
 	out := Sample{At: time.Now(), Node: node}
 	err := l.Inside(node, func() error {
@@ -69,7 +68,7 @@ func readKernel(l *lab.Lab, node string) (Sample, error) {
 		if err != nil {
 			return err
 		}
-		stats, err := os.ReadFile("/proc/thread-self/net/ip_vs_stats")
+		stats, err := os.ReadFile("/proc/thread-self/net/ip_vs_stats_percpu")
 		if err != nil {
 			return err
 		}
@@ -105,15 +104,13 @@ func parseConnections(text string) (int, error) {
 	return total, nil
 }
 
-// parsePackets reads the second column of the totals, in hexadecimal, of
-// /proc/net/ip_vs_stats.
+// parsePackets reads the packets that came in, in hexadecimal, from the line of
+// totals ("~") of /proc/net/ip_vs_stats_percpu. Unlike ip_vs_stats, which the
+// kernel's estimator brings up to date every 2 s, this is the present.
 func parsePackets(text string) (uint64, error) {
-	lines := bufio.NewScanner(strings.NewReader(text))
-	for lines.Scan() {
-		if f := strings.Fields(lines.Text()); len(f) == 5 {
-			if n, err := strconv.ParseUint(f[1], 16, 64); err == nil {
-				return n, nil
-			}
+	for line := range strings.Lines(text) {
+		if f := strings.Fields(line); len(f) == 6 && f[0] == "~" {
+			return strconv.ParseUint(f[2], 16, 64)
 		}
 	}
 	return 0, fmt.Errorf("no totals in %q", text)

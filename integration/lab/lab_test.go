@@ -113,7 +113,7 @@ bgp:
   router_id: 10.1.0.11
   neighbors:
     - {address: 10.1.0.1, as: 65001, hold_time: 90s}
-lease_ttl: 10s
+lease_ttl: 15s
 state_dir: /run/x/dc1-lvs-a/state
 `
 	if diff := cmp.Diff(want, string(config)); diff != "" {

@@ -134,7 +134,7 @@ func stats(head, row []string) (Stats, error) {
 	for i, name := range head {
 		reason, cumulative := strings.CutSuffix(name, "(C)")
 		target := to[name]
-		if target == nil && !(cumulative && strings.HasPrefix(reason, "Failed")) {
+		if target == nil && (!cumulative || !strings.HasPrefix(reason, "Failed")) {
 			continue
 		}
 		n, err := strconv.Atoi(row[i])

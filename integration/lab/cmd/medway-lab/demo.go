@@ -39,6 +39,8 @@ new calls went to the new site.`,
 	f.IntVar(&drillOpts.Rounds, "rounds", 1, "how often to switch there and back")
 	f.DurationVar(&opts.WANDelay, "wan-delay", 5*time.Millisecond, "one-way delay between the sites")
 	f.StringVar(&opts.BinDir, "bin", "", "directory of the project's binaries (default: this program's own)")
+	f.StringVar(&drillOpts.Sabotage, "sabotage", "", "take something away first, so that calls must be lost: "+drill.SabotageNames())
+	f.StringVar(&opts.Prefix, "prefix", "mw-", "begins the names of the namespaces; another lab has another")
 	f.BoolVar(&keep, "keep", false, "leave the lab running")
 	return cmd
 }

@@ -1,0 +1,106 @@
+package integration
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/medway-lb/medway/integration/lab"
+)
+
+// up builds a lab for one test. Where the kernel can't carry it the test is
+// skipped, loudly; make test then runs it in the virtual machine, where
+// MEDWAY_REQUIRE_KERNEL=1 makes a skip a failure.
+func up(t *testing.T) *lab.Lab {
+	t.Helper()
+	need(t)
+	l, err := lab.Up(t.Context(), lab.Options{
+		Dir: "/run/medway-test", BinDir: programs(), WANDelay: 5 * time.Millisecond, Progress: t.Output(),
+		Prefix: "mwt-", Timeout: 3 * time.Minute,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			agentLogs(t, l)
+		}
+		if err := l.Down(); err != nil {
+			t.Error(err)
+		}
+	})
+	return l
+}
+
+func need(t *testing.T) {
+	t.Helper()
+	err := lab.CheckKernel()
+	if os.Geteuid() != 0 {
+		err = fmt.Errorf("not root")
+	}
+	if err == nil {
+		return
+	}
+	if os.Getenv("MEDWAY_REQUIRE_KERNEL") == "1" {
+		t.Fatal(err)
+	}
+	t.Skipf("SKIPPED: needs a kernel with IPVS: %v", err)
+}
+
+// programs is the directory of the built programs.
+func programs() string {
+	if dir := os.Getenv("MEDWAY_BIN"); dir != "" {
+		return dir
+	}
+	return "../bin"
+}
+
+// agentLogs shows the end of every agent's log of a test that failed.
+func agentLogs(t *testing.T, l *lab.Lab) {
+	for _, n := range l.Topology().Role(lab.RoleLVS) {
+		text, err := os.ReadFile(filepath.Join(l.Dir(), n.Name, "agent.log"))
+		if err != nil {
+			continue
+		}
+		lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+		for _, line := range lines[max(0, len(lines)-25):] {
+			t.Logf("%s: %.300s", n.Name, line)
+		}
+	}
+}
+
+// run runs an operator's tool on a node.
+func run(t *testing.T, l *lab.Lab, node, command string) string {
+	t.Helper()
+	out, err := l.Output(t.Context(), node, strings.Fields(command)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// status is the output of `medwayctl status`.
+func status(t *testing.T, l *lab.Lab) string {
+	t.Helper()
+	return run(t, l, lab.Witness, filepath.Join(l.BinDir(), "medwayctl")+
+		" --insecure --endpoints "+strings.Join(l.Endpoints(), ",")+" --command-timeout 30s status")
+}
+
+// med is what an edge router has from its own site's LVS hosts, lowest first.
+func med(t *testing.T, l *lab.Lab, site string) int {
+	t.Helper()
+	routes, err := l.Routes(site + "-edge")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lowest := lab.NoMED
+	for _, r := range routes {
+		if strings.HasPrefix(r.Session, site+"-lvs") && (lowest == lab.NoMED || r.MED < lowest) {
+			lowest = r.MED
+		}
+	}
+	return lowest
+}

@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# The lab for a person: lab.sh up|shell NODE [CMD...]|status|down
+set -euo pipefail
+PROG=lab
+# shellcheck source=scripts/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+inside=$REPO/scripts/lab-inside.sh
+vm_is_up() { "$REPO/scripts/vm.sh" status >/dev/null 2>&1; }
+# What only looks at a lab must not boot a machine for it.
+running() { host_has_ipvs || vm_is_up || die "no lab is up: make lab"; }
+
+case ${1:-} in
+  up)
+    shift
+    "$REPO/scripts/with-kernel.sh" "$inside" up --wan-delay 5ms "$@"
+    cat <<'TEXT'
+
+The lab is up. Look inside:
+  make lab-status                     daemons, BGP sessions, routes
+  make lab-shell NODE=dc1-lvs-a       a shell on a node; also dc2-lvs-a, dc1-edge, dc2-edge, transit, clients,
+                                      dc1-sbc1 ... dc2-sbc2, dc1-etcd, dc2-etcd, witness
+On the witness:     medwayctl status
+                    etcdctl put /medway/v1/target_state/sip-1 dc2
+On an LVS host:     ipvsadm -ln; ipvsadm -lnc; iptables -t mangle -S; ip -d link; tail /run/medway-lab/dc1-lvs-a/agent.log
+On an edge router:  birdc -s /run/medway-lab/dc1-edge/bird.ctl show route all
+On the clients:     sipp ..., or: sbc idle 203.0.113.10:5060 -n 20 --every 5s
+When done:          make lab-down
+TEXT
+    ;;
+  shell)
+    shift
+    (($# > 0)) || die "which node? make lab-shell NODE=dc1-lvs-a"
+    running
+    if host_has_ipvs; then exec "$inside" shell "$@"; fi
+    exec "$REPO/scripts/vm.sh" shell "$inside" shell "$@"
+    ;;
+  status)
+    running
+    exec "$REPO/scripts/with-kernel.sh" "$inside" status
+    ;;
+  down)
+    if host_has_ipvs; then exec "$inside" down; fi
+    exec "$REPO/scripts/vm.sh" down
+    ;;
+  *) die "usage: lab.sh up|shell NODE [CMD...]|status|down" ;;
+esac
