@@ -108,9 +108,9 @@ func (c Config) Validate() error {
 	wrong := func(field string, value any, expected string) {
 		errs = append(errs, fmt.Errorf("field %s: value %q: expected %s", field, fmt.Sprint(value), expected))
 	}
-	for field, name := range map[string]string{"node": c.Node, "site": c.Site, "group": c.Group} {
-		if err := state.CheckName(name); err != nil {
-			errs = append(errs, fmt.Errorf("field %s: %w", field, err))
+	for _, f := range []struct{ field, name string }{{"node", c.Node}, {"site", c.Site}, {"group", c.Group}} {
+		if err := state.CheckName(f.name); err != nil {
+			errs = append(errs, fmt.Errorf("field %s: %w", f.field, err))
 		}
 	}
 	if !c.Addresses.IPv4.Is4() || !c.Addresses.IPv4.IsGlobalUnicast() {
@@ -126,6 +126,9 @@ func (c Config) Validate() error {
 		wrong("state_dir", c.StateDir, "a directory")
 	}
 	c.Etcd.validate(wrong)
+	if len(c.BGP.Neighbors) == 0 {
+		wrong("bgp.neighbors", "", "at least one router")
+	}
 	if _, err := bgp.New(c.speaker(nil), zap.NewNop()); err != nil {
 		errs = append(errs, fmt.Errorf("field bgp: %w", err))
 	}
@@ -141,6 +144,8 @@ func (e Etcd) validate(wrong func(field string, value any, expected string)) {
 		switch {
 		case !secure && !plain:
 			wrong("etcd.endpoints", endpoint, "a URL that begins with https://")
+		case secure && e.Insecure:
+			wrong("etcd.endpoints", endpoint, "http://, or no \"insecure\" beside it")
 		case plain && !e.Insecure:
 			wrong("etcd.endpoints", endpoint, "https://, or \"insecure: true\" beside it")
 		}

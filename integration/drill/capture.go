@@ -99,7 +99,8 @@ var packetLine = regexp.MustCompile(`^(\d+)\.(\d+) IP (\S+) > (\S+): Flags \[([^
 
 // parseCapture reads tcpdump's text and follows every connection.
 func parseCapture(r io.Reader) ([]Stream, error) {
-	streams := map[string]*Stream{}
+	var all []*Stream
+	streams := map[string]*Stream{} // the last one of each client's port
 	vip := lab.VIP.String() + ".5060"
 	lines := bufio.NewScanner(r)
 	for lines.Scan() {
@@ -113,9 +114,10 @@ func parseCapture(r io.Reader) ([]Stream, error) {
 			client = m[4]
 		}
 		s := streams[client]
-		if s == nil {
+		if s == nil || s.closing && out && strings.Contains(m[5], "S") {
 			s = &Stream{Client: client, next: map[bool]uint32{}, seen: map[bool]bool{}}
 			streams[client] = s
+			all = append(all, s)
 		}
 		seconds, _ := strconv.ParseInt(m[1], 10, 64)
 		micros, _ := strconv.ParseInt(m[2], 10, 64)
@@ -124,10 +126,10 @@ func parseCapture(r io.Reader) ([]Stream, error) {
 		s.packet(time.Unix(seconds, micros*1000), out, m[5], uint32(seq), err == nil, uint32(length))
 	}
 	var list []Stream
-	for _, s := range streams {
+	for _, s := range all {
 		list = append(list, *s)
 	}
-	slices.SortFunc(list, func(a, b Stream) int { return strings.Compare(a.Client, b.Client) })
+	slices.SortStableFunc(list, func(a, b Stream) int { return strings.Compare(a.Client, b.Client) })
 	return list, lines.Err()
 }
 
@@ -150,26 +152,31 @@ func (s *Stream) packet(at time.Time, out bool, flags string, seq uint32, hasSeq
 	if !hasSeq {
 		return // a bare acknowledgement
 	}
+	next := seq + length
 	if strings.ContainsAny(flags, "SF") {
-		length++ // SYN and FIN take a number each
+		next++ // SYN and FIN take a number each
 	}
 	if strings.Contains(flags, "S") {
 		if out {
 			s.SYNs++
 		}
-		s.next[out], s.seen[out] = seq+length, true
+		s.next[out], s.seen[out] = next, true
 		return
 	}
-	switch {
+	switch ahead := int32(seq - s.next[out]); {
 	case !s.seen[out]:
 		s.seen[out] = true
-	case int32(seq-s.next[out]) > 0:
+	case ahead > 0:
 		s.Gaps++
-	case int32(seq-s.next[out]) < 0:
+	case ahead < 0:
 		s.Repeats++
-		return
+		if int32(next-s.next[out]) <= 0 {
+			return
+		}
+		// TCP may send new bytes along with those that it sends again.
+		length = uint32(max(int32(length)+ahead, 0))
 	}
-	s.next[out] = seq + length
+	s.next[out] = next
 	if out {
 		s.bytesOut += length
 	} else {

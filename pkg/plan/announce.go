@@ -179,11 +179,10 @@ func Decide(m Memory, in Input, vip string) (Memory, Decision) {
 		v.claim = state.Claim{MED: m.Written, Revision: m.WrittenRevision}
 	}
 	d := v.decide(&m)
-	if !m.Announcing || m.Announced != d.MED {
+	switch {
+	case !m.Announcing || m.Announced != d.MED || !in.Flushed:
 		m.flushedSince = time.Time{}
-	} else if !in.Flushed {
-		m.flushedSince = time.Time{}
-	} else if m.flushedSince.IsZero() {
+	case m.flushedSince.IsZero():
 		m.flushedSince = in.Now
 	}
 	if d.Claim == nil {
@@ -347,7 +346,7 @@ func (v view) confirmed(m Memory, want state.MED) bool {
 
 // wanted is the MED at or below the line that the rightful node should have.
 func (v view) wanted(m *Memory) (med state.MED, reason string, wake time.Time) {
-	var current state.MED = state.NoMED
+	current := state.NoMED
 	if m.Announcing && m.Announced <= v.line {
 		current = m.Announced
 	} else if c := m.Confirmed; v.confirmed(*m, c.MED) && c.MED <= v.line {
@@ -396,10 +395,10 @@ func (v view) tidyClaim(m *Memory, d *Decision) *ClaimWrite {
 		floor = d.MED
 	}
 	if m.WrittenRevision != 0 && v.claim.Revision != m.WrittenRevision && v.Snapshot.Revision >= m.WrittenRevision &&
-		(v.claim.MED != m.Written || v.claim.Bad) {
+		(v.claim.MED != m.Written || v.claim.Malformed) {
 		return &ClaimWrite{MED: m.Written, ClaimRevision: v.claim.Revision}
 	}
-	if v.claim.MED == floor && !v.claim.Bad && v.claim.Revision != 0 {
+	if v.claim.MED == floor && !v.claim.Malformed && v.claim.Revision != 0 {
 		return nil
 	}
 	if v.claim.MED == state.NoMED && floor != state.NoMED {

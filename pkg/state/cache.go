@@ -3,6 +3,8 @@ package state
 import (
 	"cmp"
 	"fmt"
+	"maps"
+	"net/netip"
 	"slices"
 )
 
@@ -137,7 +139,7 @@ func (s *Snapshot) add(e *entry, targets map[string]Target) {
 			s.Alive[k.A] = good
 		}
 	case MED:
-		s.Claims[ClaimKey{k.A, k.B}] = Claim{MED: good, Revision: e.modRevision}
+		s.Claims[ClaimKey{k.A, k.B}] = Claim{MED: good, Revision: e.modRevision, Malformed: e.fault != ""}
 	case string:
 		if k.Kind == KindTarget {
 			targets[k.A] = Target{Site: good, Revision: e.goodRevision}
@@ -152,7 +154,7 @@ func (s *Snapshot) add(e *entry, targets map[string]Target) {
 		s.Owners[OwnerKey{k.A, k.B}] = o
 	case KindClaim:
 		if e.good == nil {
-			s.Claims[ClaimKey{k.A, k.B}] = Claim{MED: NoMED, Revision: e.modRevision, Bad: true}
+			s.Claims[ClaimKey{k.A, k.B}] = Claim{MED: NoMED, Revision: e.modRevision, Malformed: true, Bad: true}
 		}
 	}
 }
@@ -191,6 +193,15 @@ func (s *Snapshot) check() {
 				fault(Key{Kind: KindVIP, A: name}, "field services: pool %q does not exist", service.Pool)
 			}
 		}
+	}
+	bySync := map[netip.Addr]string{}
+	for _, name := range slices.Sorted(maps.Keys(s.Nodes)) {
+		// The address is made from a hash of the name: unlikely, but not impossible.
+		address := s.Nodes[name].SyncAddress
+		if other, taken := bySync[address]; taken {
+			fault(Key{Kind: KindNode, A: name}, "field sync_address: %s is that of node %q too: give one of them another name", address, other)
+		}
+		bySync[address] = name
 	}
 	for k := range s.Backends {
 		if _, ok := s.Pools[k.Pool]; !ok {

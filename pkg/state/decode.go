@@ -69,6 +69,8 @@ func Encode(m proto.Message) []byte {
 	return out.Bytes()
 }
 
+const maxErrorText = 400
+
 func unmarshal(value []byte, m proto.Message) error {
 	if len(bytes.TrimSpace(value)) == 0 {
 		return errors.New("empty value: expected a JSON object")
@@ -76,7 +78,12 @@ func unmarshal(value []byte, m proto.Message) error {
 	if err := protojson.Unmarshal(value, m); err != nil {
 		// protojson varies between a space and a non-breaking space on purpose.
 		text := strings.ReplaceAll(err.Error(), "\u00a0", " ")
-		return errors.New(strings.TrimPrefix(text, "proto: "))
+		text = strings.TrimPrefix(text, "proto: ")
+		if len(text) > maxErrorText {
+			// It quotes the value, and every node puts it into its status.
+			text = strings.ToValidUTF8(text[:maxErrorText], "") + "..."
+		}
+		return errors.New(text)
 	}
 	return nil
 }
@@ -159,7 +166,7 @@ func checkNameField(field, value string) error {
 
 func unicast4(field, value string) (netip.Addr, error) {
 	a, err := netip.ParseAddr(value)
-	if err != nil || !a.Is4() || !(a.IsGlobalUnicast() || a.IsLoopback()) {
+	if err != nil || !a.Is4() || !a.IsGlobalUnicast() && !a.IsLoopback() {
 		return a, fieldError(field, value, "an IPv4 unicast address")
 	}
 	return a, nil

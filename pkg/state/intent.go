@@ -44,7 +44,8 @@ func settings(m *medwayv1.Settings) (Settings, error) {
 		}
 	}
 	for key, value := range m.Sysctls {
-		if !strings.HasPrefix(key, "net.") || strings.Contains(key, "..") {
+		// A slash stands for a dot inside a name (sysctl(8)), so two of them are the parent directory.
+		if !strings.HasPrefix(key, "net.") || strings.Contains(key, "..") || strings.Contains(key, "//") {
 			return s, fieldError("sysctls", key, "a kernel parameter that begins with net.")
 		}
 		s.Sysctls[key] = strings.Join(strings.Fields(value), " ")
@@ -190,11 +191,11 @@ func services(list []*medwayv1.Service) ([]Service, error) {
 		if m.Port < 1 || m.Port > 65535 {
 			return nil, fieldError(field("port"), strconv.Itoa(int(m.Port)), "a number from 1 to 65535")
 		}
-		if p := (port{m.Protocol, m.Port}); seen[p] {
+		p := port{m.Protocol, m.Port}
+		if seen[p] {
 			return nil, fieldError(field("port"), strconv.Itoa(int(m.Port)), "each port of a protocol once")
-		} else {
-			seen[p] = true
 		}
+		seen[p] = true
 		if err := checkNameField(field("pool"), m.Pool); err != nil {
 			return nil, err
 		}

@@ -54,20 +54,24 @@ func ParseObject(text []byte) (Object, error) {
 		slices.Sort(known)
 		return Object{}, fieldError("kind", head.Kind, "one of "+strings.Join(known, ", "))
 	}
+	delete(fields, "kind")
 	key := Key{Kind: k.kind}
 	switch names[k.kind] {
 	case 1:
 		key.A = head.Name
 	case 2:
 		key.A, key.B = head.Pool, head.Name
+		if err := checkNameField("pool", head.Pool); err != nil {
+			return Object{}, fmt.Errorf("%s: %w", head.Kind, err)
+		}
 		delete(fields, "pool")
 	}
-	delete(fields, "kind")
 	if names[k.kind] > 0 {
+		// Checked one by one: a slash in one name may not make up for the lack of the other.
+		if err := checkNameField("name", head.Name); err != nil {
+			return Object{}, fmt.Errorf("%s: %w", head.Kind, err)
+		}
 		delete(fields, "name")
-	}
-	if _, err := ParseKey(key.String()); err != nil {
-		return Object{}, fmt.Errorf("%s: %w", head.Kind, err)
 	}
 	object, err := stored(key, fields, k.message())
 	if err != nil {

@@ -130,8 +130,10 @@ func (m MED) String() string {
 type Claim struct {
 	MED      MED
 	Revision int64
-	// Bad is true where the key holds something that does not parse and no
-	// good value is known: it may stand for any MED.
+	// Malformed is true where the key as it stands does not parse.
+	Malformed bool
+	// Bad is true where moreover no good value is known: it may stand for any
+	// MED.
 	Bad bool
 }
 

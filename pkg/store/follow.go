@@ -109,7 +109,7 @@ func (f *follower) run(ctx context.Context) {
 			}
 		}
 		f.report(ctx, err)
-		if time.Since(began) > 2*pauseMax {
+		if time.Since(began) > 2*maxPause {
 			wait.reset()
 		}
 		wait.sleep(ctx)

@@ -97,15 +97,15 @@ func getPage(ctx context.Context, etcd *clientv3.Client, key, end string, revisi
 type pause struct{ next time.Duration }
 
 const (
-	pauseMin = 50 * time.Millisecond
-	pauseMax = time.Second
+	minPause = 50 * time.Millisecond
+	maxPause = time.Second
 )
 
 func (p *pause) reset() { p.next = 0 }
 
 // sleep waits between half and one and a half times the current pause, or until ctx ends.
 func (p *pause) sleep(ctx context.Context) {
-	p.next = min(max(2*p.next, pauseMin), pauseMax)
+	p.next = min(max(2*p.next, minPause), maxPause)
 	t := time.NewTimer(spread(p.next, 0.5))
 	defer t.Stop()
 	select {

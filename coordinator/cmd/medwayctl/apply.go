@@ -161,14 +161,29 @@ func documents(text []byte) []document {
 		current = document{line: next}
 	}
 	for i, line := range strings.SplitAfter(string(text), "\n") {
-		if strings.TrimRight(line, " \r\n") == "---" {
+		if rest, ok := marker(line); ok {
 			flush(i + 2)
+			if rest != "" && rest[0] != '#' {
+				current = document{line: i + 1, text: []byte(rest + "\n")}
+			}
 			continue
 		}
 		current.text = append(current.text, line...)
 	}
 	flush(0)
 	return out
+}
+
+// marker says whether a line begins or ends a document (YAML 1.2, 9.1.2), and
+// returns what follows the marker on it.
+func marker(line string) (rest string, ok bool) {
+	for _, m := range []string{"---", "..."} {
+		rest, ok := strings.CutPrefix(line, m)
+		if ok && (rest == "" || strings.ContainsRune(" \t\r\n", rune(rest[0]))) {
+			return strings.TrimSpace(rest), true
+		}
+	}
+	return "", false
 }
 
 func stripComments(text []byte) []byte {

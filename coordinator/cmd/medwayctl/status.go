@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -68,17 +67,18 @@ func read(ctx context.Context, c *connection) (*state.Snapshot, []*medwayv1.Stat
 	if err != nil {
 		return nil, nil, fmt.Errorf("read %s: %w", state.StatusPrefix, err)
 	}
+	snapshot := cache.Snapshot()
 	var nodes []*medwayv1.Status
-	var errs []error
 	for _, e := range entries {
 		s, err := state.DecodeStatus(e.Value)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", e.Key, err))
+			// One bad value should not hide what the other nodes say.
+			snapshot.Faults = append(snapshot.Faults, state.Fault{Key: e.Key, Reason: err.Error()})
 			continue
 		}
 		nodes = append(nodes, s)
 	}
-	return cache.Snapshot(), nodes, errors.Join(errs...)
+	return snapshot, nodes, nil
 }
 
 func writeJSON(out io.Writer, nodes []*medwayv1.Status) error {

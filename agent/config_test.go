@@ -1,0 +1,204 @@
+package agent
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// goodConfig is the file of CONFIG.md, without what does not exist yet.
+const goodConfig = `node: dc1-lvs-a
+site: dc1
+group: dc1-edge1
+addresses: {ipv4: 10.1.0.11}
+uplink: eth0
+etcd:
+  endpoints: ["https://10.1.0.5:2379", "https://10.2.0.5:2379", "https://10.3.0.5:2379"]
+  ca: /etc/medway/ca.pem
+  cert: /etc/medway/node.pem
+  key: /etc/medway/node.key
+bgp:
+  as: 65001
+  router_id: 10.1.0.11
+  neighbors:
+    - {address: 10.1.0.1, as: 65001, password_file: /etc/medway/edge1.secret, ttl_security: true, bfd: {interval: 150ms, multiplier: 3}}
+    - {address: 10.1.0.2, as: 65002, hold_time: 30s, graceful_restart: 0s}
+lease_ttl: 7s
+state_dir: /var/tmp/medway
+`
+
+func load(t *testing.T, text string) (Config, string, error) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "agent.yaml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := LoadConfig(path)
+	return c, path, err
+}
+
+func TestLoadConfig(t *testing.T) {
+	got, _, err := load(t, goodConfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr, off := netip.MustParseAddr, time.Duration(0)
+	want := Config{
+		Node: "dc1-lvs-a", Site: "dc1", Group: "dc1-edge1", Addresses: Addresses{IPv4: addr("10.1.0.11")}, Uplink: "eth0",
+		Etcd: Etcd{
+			Endpoints: []string{"https://10.1.0.5:2379", "https://10.2.0.5:2379", "https://10.3.0.5:2379"},
+			CA:        "/etc/medway/ca.pem", Cert: "/etc/medway/node.pem", Key: "/etc/medway/node.key",
+		},
+		BGP: BGP{AS: 65001, RouterID: addr("10.1.0.11"), Neighbors: []Neighbor{
+			{
+				Address: addr("10.1.0.1"), AS: 65001, PasswordFile: "/etc/medway/edge1.secret", TTLSecurity: true,
+				BFD: &BFD{Interval: 150 * time.Millisecond, Multiplier: 3},
+			},
+			{Address: addr("10.1.0.2"), AS: 65002, HoldTime: 30 * time.Second, GracefulRestart: &off},
+		}},
+		LeaseTTL: 7 * time.Second, StateDir: "/var/tmp/medway",
+	}
+	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestConfigDefaults(t *testing.T) {
+	text := strings.NewReplacer("lease_ttl: 7s\n", "", "state_dir: /var/tmp/medway\n", "").Replace(goodConfig)
+	c, _, err := load(t, text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.LeaseTTL != 5*time.Second || c.StateDir != "/var/lib/medway" {
+		t.Errorf("lease_ttl %s, state_dir %s, expected 5s and /var/lib/medway", c.LeaseTTL, c.StateDir)
+	}
+	speaker := c.speaker(nil)
+	for i, want := range []struct{ hold, restart time.Duration }{{9 * time.Second, 120 * time.Second}, {30 * time.Second, 0}} {
+		n := speaker.Neighbors[i]
+		if n.HoldTime != want.hold || n.GracefulRestart != want.restart {
+			t.Errorf("neighbour %s: hold time %s and graceful restart %s, expected %s and %s", n.Address, n.HoldTime, n.GracefulRestart, want.hold, want.restart)
+		}
+		// PROTOCOL R3 waits that long before a lost session counts as flushed.
+		if got := c.BGP.kept(n.Address); got != want.hold+want.restart {
+			t.Errorf("neighbour %s: routes may be kept for %s, expected %s", n.Address, got, want.hold+want.restart)
+		}
+	}
+}
+
+// TestBadConfigSaysWhereAndWhat: each case is one change of the good file.
+func TestBadConfigSaysWhereAndWhat(t *testing.T) {
+	for _, test := range []struct {
+		name, old, new string
+		want           []string
+	}{
+		{"unknown field", "uplink: eth0", "uplink: eth0\nuplonk: eth1", []string{"[6:1]", `unknown field "uplonk"`}},
+		{"unknown field inside", "  ca: ", "  cafile: x\n  ca: ", []string{"[8:3]", `unknown field "cafile"`}},
+		{"unknown field of a neighbour", "ttl_security: true", "ttl: true", []string{"[15:", `unknown field "ttl"`}},
+		{"duplicate field", "site: dc1\n", "site: dc1\nsite: dc2\n", []string{"[3:1]", `"site" already defined`}},
+		{"not YAML", "site: dc1\n", "site: [dc1\n", []string{"["}},
+		{"a list", goodConfig, "- node\n", []string{"[1:"}},
+		{"wrong type", "as: 65001\n", "as: many\n", []string{"[12:7]"}},
+		{"negative AS", "as: 65001\n", "as: -1\n", []string{"[12:7]"}},
+		{"AS too large", "as: 65001\n", "as: 4294967296\n", []string{"[12:7]"}},
+
+		{"no node", "node: dc1-lvs-a\n", "", []string{"field node", `name ""`}},
+		{"bad node", "node: dc1-lvs-a", "node: DC1_LVS", []string{"field node", `"DC1_LVS"`, "1 to 63 of a-z"}},
+		{"no site", "site: dc1\n", "", []string{"field site", `name ""`}},
+		{"no group", "group: dc1-edge1\n", "", []string{"field group", `name ""`}},
+		{"no uplink", "uplink: eth0\n", "", []string{"field uplink", "the name of a network device"}},
+		{"uplink too long", "eth0", "sixteen-bytes-xx", []string{"field uplink", `"sixteen-bytes-xx"`}},
+		{"no address", "addresses: {ipv4: 10.1.0.11}\n", "", []string{"field addresses.ipv4", "IPv4 unicast"}},
+		{"IPv6 address", "{ipv4: 10.1.0.11}", `{ipv4: "2001:db8::1"}`, []string{"field addresses.ipv4", `"2001:db8::1"`, "IPv4 unicast"}},
+		{"multicast address", "{ipv4: 10.1.0.11}", `{ipv4: 224.0.0.1}`, []string{"field addresses.ipv4", `"224.0.0.1"`}},
+		{"malformed address", "{ipv4: 10.1.0.11}", "{ipv4: 10.1.0}", []string{"10.1.0"}},
+		{"prefix for an address", "{ipv4: 10.1.0.11}", "{ipv4: 10.1.0.11/24}", []string{"10.1.0.11/24"}},
+
+		{"no endpoints", `["https://10.1.0.5:2379", "https://10.2.0.5:2379", "https://10.3.0.5:2379"]`, "[]", []string{"field etcd.endpoints", "at least one URL"}},
+		{"no TLS", "https://10.2.0.5", "http://10.2.0.5", []string{"field etcd.endpoints", `"http://10.2.0.5:2379"`, "insecure: true"}},
+		{"no scheme", "https://10.2.0.5", "10.2.0.5", []string{"field etcd.endpoints", `"10.2.0.5:2379"`, "begins with https://"}},
+		{"cert without key", "  key: /etc/medway/node.key\n", "", []string{"field etcd.cert", `"/etc/medway/node.pem"`, "cert and key together"}},
+		{"key without cert", "  cert: /etc/medway/node.pem\n", "", []string{"field etcd.cert", "cert and key together"}},
+
+		{"duration without a unit", "lease_ttl: 7s", "lease_ttl: 7", []string{"lease_ttl"}},
+		{"malformed duration", "lease_ttl: 7s", "lease_ttl: 7 seconds", []string{"7 seconds"}},
+		{"lease too short", "lease_ttl: 7s", "lease_ttl: 999ms", []string{"field lease_ttl", `"999ms"`, "1s to 10m"}},
+		{"lease too long", "lease_ttl: 7s", "lease_ttl: 10m1s", []string{"field lease_ttl", `"10m1s"`, "1s to 10m"}},
+		{"empty state_dir", "state_dir: /var/tmp/medway", `state_dir: ""`, []string{"field state_dir", "a directory"}},
+
+		{"no AS", "  as: 65001\n", "", []string{"field bgp", "AS is missing"}},
+		{"no router id", "  router_id: 10.1.0.11\n", "", []string{"field bgp", "router id"}},
+		{"IPv6 router id", "router_id: 10.1.0.11", `router_id: "::1"`, []string{"field bgp", "router id ::1"}},
+		{"the same neighbour twice", "address: 10.1.0.2", "address: 10.1.0.1", []string{"field bgp", "10.1.0.1 is there twice"}},
+		{"neighbour without an address", "{address: 10.1.0.2, ", "{", []string{"field bgp", "not an address"}},
+		{"neighbour without an AS", "as: 65002, ", "", []string{"field bgp", "10.1.0.2", "AS is missing"}},
+		{"hold time too short", "hold_time: 30s", "hold_time: 2s", []string{"field bgp", "10.1.0.2", "hold time 2s"}},
+		{"hold time in parts of seconds", "hold_time: 30s", "hold_time: 30500ms", []string{"field bgp", "hold time 30.5s"}},
+		{"graceful restart too long", "graceful_restart: 0s", "graceful_restart: 4096s", []string{"field bgp", "graceful restart time 1h8m16s"}},
+		{"BFD too fast", "interval: 150ms", "interval: 9ms", []string{"field bgp", "10.1.0.1", "BFD interval 9ms"}},
+		{"BFD without a multiplier", ", multiplier: 3", "", []string{"field bgp", "multiplier 0"}},
+		{"BFD multiplier too large", "multiplier: 3", "multiplier: 256", []string{"[15:"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			if !strings.Contains(goodConfig, test.old) {
+				t.Fatalf("%q is not in the good file", test.old)
+			}
+			_, path, err := load(t, strings.Replace(goodConfig, test.old, test.new, 1))
+			if err == nil {
+				t.Fatal("accepted")
+			}
+			for _, part := range append(test.want, path) {
+				if !strings.Contains(err.Error(), part) {
+					t.Errorf("error %q, expected it to contain %q", err, part)
+				}
+			}
+		})
+	}
+}
+
+// TestAllThatIsWrongIsSaidAtOnce, and an empty file is no special case.
+func TestAllThatIsWrongIsSaidAtOnce(t *testing.T) {
+	for name, text := range map[string]string{"empty": "", "comments only": "# nothing\n", "no fields": "{}\n"} {
+		_, _, err := load(t, text)
+		if err == nil {
+			t.Errorf("%s: accepted", name)
+			continue
+		}
+		for _, field := range []string{"node", "site", "group", "addresses.ipv4", "uplink", "etcd.endpoints", "bgp"} {
+			if !strings.Contains(err.Error(), "field "+field+":") {
+				t.Errorf("%s: field %s is not in %q", name, field, err)
+			}
+		}
+	}
+}
+
+func TestPlainEndpointsNeedAWord(t *testing.T) {
+	text := strings.NewReplacer("https://", "http://", "  ca: ", "  insecure: true\n  ca: ").Replace(goodConfig)
+	c, _, err := load(t, text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if tls, err := c.Etcd.tls(); tls != nil || err != nil {
+		t.Errorf("TLS %v, %v, expected none", tls, err)
+	}
+}
+
+func TestMissingFilesAreNamed(t *testing.T) {
+	if _, err := LoadConfig("/nowhere/agent.yaml"); err == nil || !strings.Contains(err.Error(), "/nowhere/agent.yaml") {
+		t.Errorf("%v", err)
+	}
+	if _, err := (Etcd{CA: "/nowhere/ca.pem"}).tls(); err == nil || !strings.Contains(err.Error(), "field etcd.ca: open /nowhere/ca.pem") {
+		t.Errorf("%v", err)
+	}
+	if _, err := (Etcd{Cert: "/nowhere/c", Key: "/nowhere/k"}).tls(); err == nil || !strings.Contains(err.Error(), "field etcd.cert: open /nowhere/c") {
+		t.Errorf("%v", err)
+	}
+	bgp := BGP{Neighbors: []Neighbor{{PasswordFile: "/nowhere/secret"}}}
+	if _, err := bgp.passwords(); err == nil || !strings.Contains(err.Error(), "password_file: open /nowhere/secret") {
+		t.Errorf("%v", err)
+	}
+}

@@ -1,0 +1,138 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/medway-lb/medway/pkg/state"
+
+	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
+)
+
+// picture is two nodes: one lives; the other is silent, without a session, and
+// has said what is wrong with it.
+func picture() (*state.Snapshot, []*medwayv1.Status) {
+	s := &state.Snapshot{
+		VIPs:    map[string]state.VIP{"sip-1": {}, "sip-2": {}},
+		Targets: map[string]state.Target{"sip-1": {Site: "dc1"}},
+		Alive:   map[string]state.Alive{"n1": {}},
+		Faults:  []state.Fault{{Key: "/medway/v1/pools/sbc", Reason: "empty value"}},
+	}
+	up := &medwayv1.Session{Neighbor: "10.1.0.1", Established: true}
+	down := &medwayv1.Session{Neighbor: "10.1.0.2", Since: "2024-11-22T16:00:00Z", Error: "hold timer expired"}
+	return s, []*medwayv1.Status{
+		{
+			Node: "n1", Site: "dc1", Updated: "2024-11-22T16:59:00Z", Sessions: []*medwayv1.Session{up, up},
+			Vips: []*medwayv1.VIPStatus{
+				{Vip: "sip-2", Role: "backup standby", Claim: "none", Reason: "target is dc2"},
+				{Vip: "sip-1", Role: "active", Med: proto.Uint32(0), Claim: "0", Reason: "owner in the target site", ActiveConnections: 1234, InactiveConnections: 5},
+				{Vip: "gone", Role: "active", Reason: "not in the plan any more"},
+			},
+			// Every node reports the same faults of keys; they are shown once.
+			Faults: []*medwayv1.Fault{{Subject: "/medway/v1/pools/sbc", Reason: "empty value"}},
+		},
+		{
+			Node: "n2", Site: "dc2", Updated: "2024-11-22T16:58:29.6Z", Sessions: []*medwayv1.Session{up, down},
+			Vips:   []*medwayv1.VIPStatus{{Vip: "sip-1", Role: "backup", Med: proto.Uint32(521), Reason: "target is dc1"}},
+			Faults: []*medwayv1.Fault{{Subject: "kernel", Reason: "create link mw-n1: busy"}},
+		},
+		{Node: "n3", Site: "dc2"},
+	}
+}
+
+var now = time.Date(2024, 11, 22, 17, 0, 0, 0, time.UTC)
+
+func TestTable(t *testing.T) {
+	const head = "VIP    TARGET  SITE  NODE  ROLE            MED  CLAIM  ACTIVE  INACT  BGP  NODE STATE\n"
+	const faults = `
+Faults
+  /medway/v1/pools/sbc: empty value
+  n2: kernel: create link mw-n1: busy
+  n2: BGP session with 10.1.0.2 is down since 2024-11-22T16:00:00Z: hold timer expired
+`
+	for _, test := range []struct {
+		name string
+		only []string
+		want string
+	}{
+		{"all", nil, head + `sip-1  dc1     dc1   n1    active          0    0      1234    5      2/2  alive
+sip-1  dc1     dc2   n2    backup          521  -      0       0      1/2  silent, last word 1m30s ago
+sip-2  -       dc1   n1    backup standby  -    none   0       0      2/2  alive
+
+Why
+  sip-1 on n1: owner in the target site
+  sip-1 on n2: target is dc1
+  sip-2 on n1: target is dc2
+` + faults},
+		{"one", []string{"sip-2"}, head + `sip-2  -       dc1   n1    backup standby  -    none   0       0      2/2  alive
+
+Why
+  sip-2 on n1: target is dc2
+` + faults},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s, nodes := picture()
+			var out bytes.Buffer
+			if err := writeTable(&out, s, nodes, test.only, now); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(test.want, out.String()); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+func TestTableOfNothing(t *testing.T) {
+	var out bytes.Buffer
+	if err := writeTable(&out, &state.Snapshot{}, nil, nil, now); err != nil {
+		t.Fatal(err)
+	}
+	if want := "VIP  TARGET  SITE  NODE  ROLE  MED  CLAIM  ACTIVE  INACT  BGP  NODE STATE\n"; out.String() != want {
+		t.Errorf("got %q", out.String())
+	}
+}
+
+func TestNodeState(t *testing.T) {
+	alive := &state.Snapshot{Alive: map[string]state.Alive{"n1": {}}}
+	for _, test := range []struct {
+		snapshot      *state.Snapshot
+		updated, want string
+	}{
+		{alive, "2020-01-01T00:00:00Z", "alive"},
+		{&state.Snapshot{}, "2024-11-22T16:59:55Z", "silent, last word 5s ago"},
+		{&state.Snapshot{}, "", "silent"},
+		{&state.Snapshot{}, "yesterday", "silent"},
+	} {
+		if got := nodeState(test.snapshot, &medwayv1.Status{Node: "n1", Updated: test.updated}, now); got != test.want {
+			t.Errorf("%q: got %q, want %q", test.updated, got, test.want)
+		}
+	}
+}
+
+func TestJSONIsWhatTheNodesSay(t *testing.T) {
+	_, nodes := picture()
+	for _, list := range [][]*medwayv1.Status{nodes, nil} {
+		var out bytes.Buffer
+		if err := writeJSON(&out, list); err != nil {
+			t.Fatal(err)
+		}
+		var got struct{ Nodes []json.RawMessage }
+		if err := json.Unmarshal(out.Bytes(), &got); err != nil {
+			t.Fatal(err)
+		}
+		if len(got.Nodes) != len(list) {
+			t.Fatalf("%d nodes, expected %d", len(got.Nodes), len(list))
+		}
+		for i, raw := range got.Nodes {
+			if s, err := state.DecodeStatus(raw); err != nil || !proto.Equal(s, list[i]) {
+				t.Errorf("node %d: %v, %v, expected %v", i, s, err, list[i])
+			}
+		}
+	}
+}

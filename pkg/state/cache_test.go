@@ -1,0 +1,319 @@
+package state
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// filled is a cache with one VIP in dc1 and dc2, its pool and a target, each
+// under a revision of its own.
+func filled(t *testing.T) *Cache {
+	t.Helper()
+	c := NewCache()
+	put(c, "pools/sbc", `{}`, 2)
+	put(c, "vips/v", `{"addresses":["203.0.113.10"],"groups":{"dc1":"g1","dc2":"g2"},"services":[{"protocol":"tcp","port":5060,"pool":"sbc"}]}`, 3)
+	put(c, "target_state/v", "dc1", 4)
+	demandFaults(t, c)
+	return c
+}
+
+func put(c *Cache, key, value string, revision int64) { putLeased(c, key, value, revision, 0) }
+
+func putLeased(c *Cache, key, value string, revision, lease int64) {
+	c.Put(Prefix+key, []byte(value), revision, lease)
+}
+
+// demandFaults demands exactly these faults, in order: "key: part of the reason".
+func demandFaults(t *testing.T, c *Cache, want ...string) {
+	t.Helper()
+	got := c.Snapshot().Faults
+	if len(got) != len(want) {
+		t.Fatalf("faults %+v, expected %q", got, want)
+	}
+	for i, w := range want {
+		key, reason, _ := strings.Cut(w, ": ")
+		if got[i].Key != Prefix+key || !strings.Contains(got[i].Reason, reason) {
+			t.Errorf("fault %d is %+v, expected %q", i, got[i], w)
+		}
+	}
+}
+
+func demandTarget(t *testing.T, c *Cache, want Target) {
+	t.Helper()
+	if got := c.Snapshot().Targets["v"]; got != want {
+		t.Errorf("target %+v, expected %+v", got, want)
+	}
+}
+
+// TestBadValueLeavesTheGoodOneInForce is R12 and S6, for every kind.
+func TestBadValueLeavesTheGoodOneInForce(t *testing.T) {
+	view := func(c *Cache) *Snapshot {
+		s := c.Snapshot()
+		s.Faults = nil
+		// Guards name the key as it stands, and an owner key that is malformed
+		// counts as absent: both have tests of their own.
+		s.Claims, s.Owners = nil, nil
+		return s
+	}
+	keys := map[Kind]string{
+		KindSettings: "settings", KindLadder: "ladder", KindVIP: "vips/w", KindPool: "pools/q", KindBackend: "backends/sbc/b1",
+		KindTarget: "target_state/v", KindNode: "nodes/n1", KindAlive: "alive/n1", KindOwner: "owners/dc1/v", KindClaim: "claims/n1/v",
+	}
+	for kind, value := range goodValues {
+		t.Run(string(kind), func(t *testing.T) {
+			c := filled(t)
+			putLeased(c, keys[kind], value, 10, 7)
+			before := view(c)
+			demandFaults(t, c)
+			for _, bad := range []string{"", "{", `{"surprise":1}`, "\xff"} {
+				putLeased(c, keys[kind], bad, 11, 7)
+				if diff := cmp.Diff(before, view(c), compareAddresses); diff != "" {
+					t.Errorf("%q changed something: %s", bad, diff)
+				}
+				demandFaults(t, c, keys[kind]+": ")
+			}
+			putLeased(c, keys[kind], value, 12, 7)
+			demandFaults(t, c)
+		})
+	}
+}
+
+// TestBadValueBeforeAnyGoodOneIsAbsent: there is nothing to fall back on.
+func TestBadValueBeforeAnyGoodOneIsAbsent(t *testing.T) {
+	c := NewCache()
+	for _, key := range []string{"settings", "ladder", "vips/v", "pools/p", "backends/p/b", "target_state/v", "nodes/n", "alive/n", "vip/x", "vips/X"} {
+		putLeased(c, key, "?", 5, 7)
+	}
+	s := c.Snapshot()
+	if len(s.Faults) != 10 {
+		t.Errorf("%d faults, expected one a key: %+v", len(s.Faults), s.Faults)
+	}
+	s.Faults = nil
+	if diff := cmp.Diff(NewCache().Snapshot(), s, compareAddresses); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// TestTargetKeepsItsLastGoodSite: the revision stays with it, so that the guard
+// of R2 fails while the key holds something else.
+func TestTargetKeepsItsLastGoodSite(t *testing.T) {
+	good := Target{Site: "dc1", Revision: 4}
+	for name, bad := range map[string]struct{ value, fault string }{
+		"unknown site":  {"dc9", `site "dc9": expected a site of the VIP, one of ["dc1" "dc2"]`},
+		"not a word":    {`{"site":"dc2"}`, "plain word"},
+		"empty":         {"", "plain word"},
+		"name of a VIP": {"v", `site "v"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := filled(t)
+			demandTarget(t, c, good)
+			put(c, "target_state/v", bad.value, 8)
+			demandTarget(t, c, good)
+			demandFaults(t, c, "target_state/v: "+bad.fault)
+			put(c, "target_state/v", "dc2", 9)
+			demandTarget(t, c, Target{Site: "dc2", Revision: 9})
+			demandFaults(t, c)
+		})
+	}
+}
+
+func TestUnknownSiteWithoutAnEarlierTargetIsNoTarget(t *testing.T) {
+	c := filled(t)
+	c.Delete(Prefix + "target_state/v")
+	put(c, "target_state/v", "dc9", 8)
+	demandTarget(t, c, Target{})
+	demandFaults(t, c, `target_state/v: site "dc9"`)
+}
+
+func TestTargetPutAgainHasTheNewRevision(t *testing.T) {
+	c := filled(t)
+	put(c, "target_state/v", "dc1\n", 8)
+	demandTarget(t, c, Target{Site: "dc1", Revision: 8})
+}
+
+func TestTargetOfAVIPThatVanishes(t *testing.T) {
+	c := filled(t)
+	demandTarget(t, c, Target{Site: "dc1", Revision: 4})
+	c.Delete(Prefix + "vips/v")
+	demandTarget(t, c, Target{})
+	demandFaults(t, c, `target_state/v: VIP "v" does not exist`)
+	// The list of etcd has target_state before vips: their order says nothing.
+	put(c, "vips/v", goodVIP, 9)
+	demandTarget(t, c, Target{Site: "dc1", Revision: 4})
+	demandFaults(t, c)
+}
+
+func TestSiteTakenOutOfTheVIPIsNoTarget(t *testing.T) {
+	c := filled(t)
+	put(c, "target_state/v", "dc2", 8)
+	demandTarget(t, c, Target{Site: "dc2", Revision: 8})
+	put(c, "vips/v", goodVIP, 9) // dc1 only
+	demandTarget(t, c, Target{})
+	demandFaults(t, c, `target_state/v: site "dc2": expected a site of the VIP, one of ["dc1"]`)
+}
+
+// TestDeletingIsIntent: unlike a bad value, it leaves nothing in force.
+func TestDeletingIsIntent(t *testing.T) {
+	c := filled(t)
+	put(c, "target_state/v", "dc9", 8)
+	c.Delete(Prefix + "target_state/v")
+	demandTarget(t, c, Target{})
+	demandFaults(t, c)
+	c.Delete(Prefix + "pools/sbc")
+	demandFaults(t, c, `vips/v: field services: pool "sbc" does not exist`)
+	c.Delete(Prefix + "vips/v")
+	c.Delete(Prefix + "vips/never-there")
+	c.SetRevision(0)
+	if diff := cmp.Diff(NewCache().Snapshot(), c.Snapshot(), compareAddresses); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestRetainDeletesWhatAListDoesNotName(t *testing.T) {
+	c := filled(t)
+	put(c, "junk", "?", 5)
+	demandTarget(t, c, Target{Site: "dc1", Revision: 4})
+	c.Retain(map[string]bool{Prefix + "vips/v": true, Prefix + "pools/sbc": true, Prefix + "pools/other": true})
+	demandTarget(t, c, Target{})
+	demandFaults(t, c)
+	if s := c.Snapshot(); len(s.VIPs) != 1 || len(s.Pools) != 1 {
+		t.Errorf("VIPs %v and pools %v, expected one of each", s.VIPs, s.Pools)
+	}
+}
+
+func TestOwner(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		puts  []string
+		lease int64
+		want  Owner
+		ok    bool
+	}{
+		{"under a lease", []string{`{"node":"n1"}`}, 7, Owner{Node: "n1", Revision: 10, Lease: 7}, true},
+		{"put by hand", []string{`{"node":"n1"}`}, 0, Owner{Node: "n1", Revision: 10}, false},
+		{"malformed", []string{`n1`}, 7, Owner{Revision: 10, Lease: 7}, false},
+		{"malformed after a good one", []string{`{"node":"n1"}`, `n2`}, 7, Owner{Revision: 11, Lease: 7}, false},
+		{"mended", []string{`n2`, `{"node":"n2"}`}, 7, Owner{Node: "n2", Revision: 11, Lease: 7}, true},
+		{"absent", nil, 0, Owner{}, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c := filled(t)
+			for i, value := range test.puts {
+				putLeased(c, "owners/dc1/v", value, int64(10+i), test.lease)
+			}
+			// The revision is that of the key as it stands even so: a candidate
+			// needs it for the guard under which it takes the key over.
+			if got, ok := c.Snapshot().Owner("dc1", "v"); got != test.want || ok != test.ok {
+				t.Errorf("got %+v, %v, want %+v, %v", got, ok, test.want, test.ok)
+			}
+			if _, ok := c.Snapshot().Owner("dc2", "v"); ok {
+				t.Error("dc2 has an owner")
+			}
+		})
+	}
+}
+
+func TestAliveWithoutALeaseIsNotAlive(t *testing.T) {
+	for lease, want := range map[int64]int{0: 0, 7: 1} {
+		c := NewCache()
+		putLeased(c, "alive/n1", goodValues[KindAlive], 5, lease)
+		if got := len(c.Snapshot().Alive); got != want {
+			t.Errorf("lease %d: %d alive, expected %d", lease, got, want)
+		}
+	}
+}
+
+// TestClaim: the MED is the last good one, the revision that of the key as it
+// stands, since the node whose claim it is writes over whatever is there.
+func TestClaim(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		puts []string
+		want Claim
+	}{
+		{"good", []string{`{"med":"50"}`}, Claim{MED: 50, Revision: 10}},
+		{"none", []string{`{"med":"none"}`}, Claim{MED: NoMED, Revision: 10}},
+		{"malformed", []string{`50`}, Claim{MED: NoMED, Revision: 10, Malformed: true, Bad: true}},
+		{"malformed after a good one", []string{`{"med":"50"}`, `50`}, Claim{MED: 50, Revision: 11, Malformed: true}},
+		{"mended", []string{`50`, `{"med":"45"}`}, Claim{MED: 45, Revision: 11}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c := filled(t)
+			for i, value := range test.puts {
+				put(c, "claims/n1/v", value, int64(10+i))
+			}
+			if got := c.Snapshot().Claims[ClaimKey{"n1", "v"}]; got != test.want {
+				t.Errorf("got %+v, want %+v", got, test.want)
+			}
+		})
+	}
+}
+
+func TestFaultsAreSortedAndGoOnceMended(t *testing.T) {
+	c := filled(t)
+	put(c, "target_state/v", "dc9", 8)
+	put(c, "backends/nopool/b1", goodValues[KindBackend], 8)
+	put(c, "zzz", "", 8)
+	put(c, "settings", "{", 8)
+	c.Delete(Prefix + "pools/sbc")
+	demandFaults(t, c,
+		`backends/nopool/b1: pool "nopool" does not exist`, "settings: unexpected", `target_state/v: site "dc9"`,
+		`vips/v: field services: pool "sbc" does not exist`, `zzz: unknown kind "zzz"`)
+	put(c, "pools/nopool", "{}", 9)
+	put(c, "pools/sbc", "{}", 9)
+	put(c, "settings", "{}", 9)
+	put(c, "target_state/v", "dc1", 9)
+	c.Delete(Prefix + "zzz")
+	demandFaults(t, c)
+}
+
+func TestNodesThatShareASyncAddressAreShown(t *testing.T) {
+	c := NewCache()
+	put(c, "nodes/n1", goodNode, 5)
+	put(c, "nodes/n2", goodNode, 6)
+	demandFaults(t, c, `nodes/n2: field sync_address: 169.254.3.4 is that of node "n1" too`)
+	c.Delete(Prefix + "nodes/n1")
+	demandFaults(t, c)
+}
+
+// TestDiskKeepsGoodValuesOnly: what Each yields makes the same cache again.
+func TestDiskKeepsGoodValuesOnly(t *testing.T) {
+	c := filled(t)
+	putLeased(c, "owners/dc1/v", `{"node":"n1"}`, 5, 7)
+	put(c, "pools/sbc", "bad", 9)
+	put(c, "pools/other", "bad", 9)
+	c.SetRevision(9)
+	var got []string
+	loaded := NewCache()
+	c.Each(func(key string, value []byte, revision, lease int64) {
+		got = append(got, fmt.Sprintf("%s %d %d", key, revision, lease))
+		loaded.Put(key, value, revision, lease)
+	})
+	loaded.SetRevision(c.Revision())
+	if len(got) != 4 {
+		t.Errorf("kept %q, expected the four keys with a good value", got)
+	}
+	want := c.Snapshot()
+	want.Faults = nil
+	if diff := cmp.Diff(want, loaded.Snapshot(), compareAddresses); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// TestSnapshotDoesNotChange: a decision under way must not see later news.
+func TestSnapshotDoesNotChange(t *testing.T) {
+	c, twin := filled(t), filled(t)
+	s, want := c.Snapshot(), twin.Snapshot()
+	put(c, "vips/v", goodVIP, 9)
+	put(c, "target_state/v", "dc2", 9)
+	put(c, "settings", `{"sysctls":{"net.a":"1"}}`, 9)
+	c.Delete(Prefix + "pools/sbc")
+	c.SetRevision(9)
+	_ = c.Snapshot()
+	if diff := cmp.Diff(want, s, compareAddresses); diff != "" {
+		t.Error(diff)
+	}
+}
