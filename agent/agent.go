@@ -3,8 +3,6 @@ package agent
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
@@ -16,7 +14,6 @@ import (
 	"github.com/medway-lb/medway/agent/internal/bgp"
 	"github.com/medway-lb/medway/agent/internal/lease"
 	"github.com/medway-lb/medway/pkg/plan"
-	"github.com/medway-lb/medway/pkg/reconcile"
 	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
 )
@@ -196,80 +193,6 @@ func poke(c chan struct{}) {
 	}
 }
 
-// diskAfter is how long a starting agent waits for etcd before it takes the
-// snapshot on its disk.
-const diskAfter = 5 * time.Second
-
-func (a *Agent) snapshotFile() string { return filepath.Join(a.config.StateDir, "snapshot") }
-
-// keepSnapshot loads the snapshot on disk where etcd can't be reached at the
-// start, and keeps it up to date after.
-func (a *Agent) keepSnapshot(ctx context.Context) error {
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(diskAfter):
-		a.loadSnapshot()
-	}
-	ticker := time.NewTicker(diskAfter)
-	defer ticker.Stop()
-	var saved int64
-	for {
-		saved = a.saveSnapshot(saved)
-		select {
-		case <-ctx.Done():
-			a.saveSnapshot(saved)
-			return ctx.Err()
-		case <-ticker.C:
-		}
-	}
-}
-
-func (a *Agent) loadSnapshot() {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.loaded != nowhere {
-		return
-	}
-	s, err := store.LoadSnapshot(a.snapshotFile())
-	if err != nil {
-		level := a.log.Error
-		if errors.Is(err, fs.ErrNotExist) {
-			level = a.log.Warn
-		}
-		level("etcd can't be reached, and there is no snapshot on disk: waiting for etcd", zap.Error(err))
-		return
-	}
-	for _, e := range s.Entries {
-		a.cache.Put(e.Key, e.Value, e.ModRevision, 0)
-	}
-	a.cache.SetRevision(s.Revision)
-	a.loaded = disk
-	a.log.Warn("etcd can't be reached: using the snapshot on disk", zap.Time("saved", s.Saved), zap.Int64("revision", s.Revision))
-	poke(a.wake)
-}
-
-// saveSnapshot writes the last good values to disk unless the revision is that
-// of the last save; it returns the revision that the disk now holds.
-func (a *Agent) saveSnapshot(saved int64) int64 {
-	a.mu.Lock()
-	s := store.Snapshot{Revision: a.cache.Revision()}
-	if a.loaded == etcd && s.Revision != saved {
-		a.cache.Each(func(key string, value []byte, revision, lease int64) {
-			s.Entries = append(s.Entries, store.Entry{Key: key, Value: value, ModRevision: revision, Lease: lease})
-		})
-	}
-	a.mu.Unlock()
-	if s.Entries == nil {
-		return saved
-	}
-	if err := store.SaveSnapshot(a.snapshotFile(), s); err != nil {
-		a.log.Warn("can't save the snapshot", zap.Error(err))
-		return saved
-	}
-	return s.Revision
-}
-
 func (a *Agent) plannedStopFile() string { return filepath.Join(a.config.StateDir, "planned-stop") }
 
 // markPlannedStop tells the next start that routers may hold our routes.
@@ -280,62 +203,3 @@ func (a *Agent) markPlannedStop() {
 }
 
 func (a *Agent) takePlannedStop() bool { return os.Remove(a.plannedStopFile()) == nil }
-
-// wanted is a plan for the kernel with the VIPs that it serves.
-type wanted struct {
-	host   plan.Host
-	vips   map[string]bool
-	resync time.Duration
-}
-
-// applied is what became of a plan.
-type applied struct {
-	vips   map[string]bool
-	report reconcile.Report
-}
-
-// reconcile keeps the kernel as planned: at once when the plan changes, and
-// every resync interval to mend what someone else changed.
-func (a *Agent) reconcile(ctx context.Context) error {
-	retry := time.NewTimer(time.Hour)
-	defer retry.Stop()
-	said := ""
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-a.kernel:
-		case <-retry.C:
-		}
-		a.mu.Lock()
-		w := a.wanted
-		a.mu.Unlock()
-		if w == nil {
-			continue
-		}
-		report := a.dataplane.apply(ctx, w.host)
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		next := w.resync
-		if err := report.Err(); err != nil {
-			next = min(next, time.Second)
-			if err.Error() != said { // it is tried every second: once is enough to say
-				a.log.Error("the kernel differs from the plan", zap.Errors("errors", report.Failed))
-			}
-			said = err.Error()
-		} else {
-			said = ""
-		}
-		if len(report.Done) > 0 {
-			a.log.Info(fmt.Sprintf("kernel brought to the plan: %d changes", len(report.Done)), zap.Strings("changes", report.Done))
-		} else {
-			a.log.Debug("kernel agrees with the plan")
-		}
-		retry.Reset(next)
-		a.mu.Lock()
-		a.applied = &applied{vips: w.vips, report: report}
-		a.mu.Unlock()
-		poke(a.wake)
-	}
-}

@@ -7,22 +7,6 @@ import (
 	"github.com/medway-lb/medway/pkg/state"
 )
 
-// Role is what a node is for a VIP.
-type Role string
-
-// The roles of the MED ladder. Leaving is a node at or below the line that is
-// not the rightful one any more and waits for the one that is (R6).
-const (
-	ForceActive   Role = "force active"
-	Active        Role = "active"
-	Unconfirmed   Role = "unconfirmed active"
-	ActiveStandby Role = "active standby"
-	BackupOwner   Role = "backup"
-	BackupStandby Role = "backup standby"
-	LastResort    Role = "last resort"
-	Leaving       Role = "leaving"
-)
-
 // Input is what one node knows when it decides.
 type Input struct {
 	Snapshot *state.Snapshot
@@ -42,36 +26,6 @@ type Input struct {
 	Now     time.Time
 }
 
-// Memory is what this process has done for a VIP so far. The zero value is
-// that of a process that has just started.
-type Memory struct {
-	// Announced is the MED that was given to BGP last, if Announcing.
-	Announced  state.MED
-	Announcing bool
-	// Confirmed is the last claim to or below the line that this process has
-	// seen committed, and the revisions that guarded it (R2).
-	Confirmed Confirmation
-	// Written is the claim that this process has seen committed last, at
-	// which revision (R12).
-	Written         state.MED
-	WrittenRevision int64
-	// Pending is true while a claim write is outstanding: one at a time.
-	Pending bool
-	// RetryAt is when another claim write may be tried after one that failed.
-	RetryAt time.Time
-
-	quietSince   time.Time // every other claim is above the line (R5)
-	coveredSince time.Time // the target's owner claims no more than we announce (R6)
-	flushedSince time.Time // routers have what we announce (R3)
-}
-
-// Confirmation is a committed claim with the revisions that guarded it.
-type Confirmation struct {
-	Valid                         bool
-	MED                           state.MED
-	TargetRevision, OwnerRevision int64
-}
-
 // Decision is what a node does for a VIP now.
 type Decision struct {
 	Role Role
@@ -82,90 +36,6 @@ type Decision struct {
 	Reason string
 	// Wake is when to decide again though nothing else happens; zero: never.
 	Wake time.Time
-}
-
-// ClaimWrite is a guarded write of the node's own claim.
-type ClaimWrite struct {
-	MED state.MED
-	// ClaimRevision guards the node's own claim; 0 where the key is absent.
-	ClaimRevision int64
-	// Lowering writes are guarded by the target and the owner too.
-	Lowering                      bool
-	TargetRevision, OwnerRevision int64
-}
-
-// view is what decisions about one VIP rest on.
-type view struct {
-	Input
-	vip       string
-	line      state.MED
-	rank      uint32
-	siteRank  uint32
-	target    state.Target
-	hasTarget bool
-	owner     state.Owner // of the own site
-	owns      bool
-	claim     state.Claim // the own one
-	// lowest is the lowest claim of another node, NoMED where all are above
-	// the line; whose says which node's. badClaim names one that can't be read.
-	lowest   state.MED
-	whose    string
-	badClaim string
-}
-
-func look(in Input, vip string) view {
-	s := in.Snapshot
-	v := view{Input: in, vip: vip, line: state.MED(s.Ladder.Active), lowest: state.NoMED}
-	v.siteRank = uint32(siteRank(s.VIPs[vip], in.Self.Site))
-	for i, name := range nodesOf(s, vip) {
-		if name == in.Self.Name {
-			v.rank = uint32(i)
-		}
-	}
-	v.target, v.hasTarget = s.Targets[vip]
-	var leased bool
-	v.owner, leased = s.Owner(in.Self.Site, vip)
-	v.owns = leased && v.owner.Node == in.Self.Name && v.owner.Lease == in.Lease
-	for key, claim := range s.Claims {
-		switch {
-		case key.VIP != vip:
-		case key.Node == in.Self.Name:
-			v.claim = claim
-			if claim.Bad {
-				v.claim.MED = 0 // it may stand for anything
-			}
-		case claim.Bad:
-			v.badClaim = key.Node
-		case claim.MED != state.NoMED && claim.MED <= v.line && (v.lowest == state.NoMED || claim.MED < v.lowest):
-			v.lowest, v.whose = claim.MED, key.Node
-		}
-	}
-	if v.claim.Revision == 0 {
-		v.claim.MED = state.NoMED
-	}
-	return v
-}
-
-// rightful is R4's node: the owner in the target site that can serve.
-func (v view) rightful() bool {
-	return v.owns && v.hasTarget && v.target.Site == v.Self.Site && v.CanServe
-}
-
-// ladder is the node's place above the line, which needs no claim (R1).
-func (v view) ladder() (Role, state.MED) {
-	l, inTarget := v.Snapshot.Ladder, v.hasTarget && v.target.Site == v.Self.Site
-	switch {
-	case !v.CanServe:
-		return LastResort, state.MED(l.LastResort + v.rank)
-	case inTarget && v.owns:
-		return Unconfirmed, state.MED(l.Unconfirmed + v.rank)
-	case inTarget:
-		return ActiveStandby, state.MED(l.Standby + v.rank)
-	case v.owns:
-		return BackupOwner, state.MED(l.Backup + l.SiteStep*v.siteRank + v.rank)
-	}
-	// A backup's standbys stand half a site's step below its owner.
-	return BackupStandby, state.MED(l.Backup + l.SiteStep/2 + l.SiteStep*v.siteRank + v.rank)
 }
 
 // Decide applies PROTOCOL's rules R1 to R8 and R12 to one VIP: it returns what
@@ -381,76 +251,9 @@ func (v view) wanted(m *Memory) (med state.MED, reason string, wake time.Time) {
 	return min(force, below), why, time.Time{}
 }
 
-// flushPoll is how often a node looks whether routers have taken a route.
-const flushPoll = 100 * time.Millisecond
-
-// tidyClaim is R3 and R12: a claim that is lower than what routers may still
-// hold is raised, and one that is not what this process wrote is written anew.
-func (v view) tidyClaim(m *Memory, d *Decision) *ClaimWrite {
-	if m.Pending || !v.Fresh {
-		return nil
-	}
-	floor := state.NoMED
-	if d.MED <= v.line {
-		floor = d.MED
-	}
-	if m.WrittenRevision != 0 && v.claim.Revision != m.WrittenRevision && v.Snapshot.Revision >= m.WrittenRevision &&
-		(v.claim.MED != m.Written || v.claim.Malformed) {
-		return &ClaimWrite{MED: m.Written, ClaimRevision: v.claim.Revision}
-	}
-	if v.claim.MED == floor && !v.claim.Malformed && v.claim.Revision != 0 {
-		return nil
-	}
-	if v.claim.MED == state.NoMED && floor != state.NoMED {
-		return nil // lowering is lead's
-	}
-	if floor != state.NoMED && v.claim.MED > floor {
-		return &ClaimWrite{MED: floor, ClaimRevision: v.claim.Revision}
-	}
-	if v.claim.Revision == 0 {
-		// The first claim of a new node says that it is above the line.
-		return &ClaimWrite{MED: state.NoMED}
-	}
-	if m.flushedSince.IsZero() {
-		d.wake(v.Now.Add(flushPoll))
-		return nil
-	}
-	if end := m.flushedSince.Add(v.Snapshot.Settings.Settle); v.Now.Before(end) {
-		d.wake(end)
-		return nil
-	}
-	return &ClaimWrite{MED: floor, ClaimRevision: v.claim.Revision}
-}
-
 // wake asks for another decision at t, if that is earlier than what is asked.
 func (d *Decision) wake(t time.Time) {
 	if !t.IsZero() && (d.Wake.IsZero() || t.Before(d.Wake)) {
 		d.Wake = t
 	}
-}
-
-// lower is the lower of two MEDs, where none is above all.
-func lower(a, b state.MED) state.MED {
-	if a == state.NoMED || b < a {
-		return b
-	}
-	return a
-}
-
-// Committed records that a claim write was seen to commit at revision.
-func (m *Memory) Committed(w ClaimWrite, revision int64) {
-	m.Pending, m.RetryAt = false, time.Time{}
-	m.Written, m.WrittenRevision = w.MED, revision
-	m.Confirmed = Confirmation{}
-	if w.Lowering {
-		m.Confirmed = Confirmation{true, w.MED, w.TargetRevision, w.OwnerRevision}
-	}
-}
-
-// NotCommitted records that a claim write failed its guards or that its outcome
-// is unknown; another may follow at retry.
-func (m *Memory) NotCommitted(retry time.Time) {
-	m.Pending = false
-	m.RetryAt = retry
-	m.Confirmed = Confirmation{}
 }

@@ -1,0 +1,71 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/medway-lb/medway/pkg/plan"
+	"github.com/medway-lb/medway/pkg/reconcile"
+)
+
+// wanted is a plan for the kernel with the VIPs that it serves.
+type wanted struct {
+	host   plan.Host
+	vips   map[string]bool
+	resync time.Duration
+}
+
+// applied is what became of a plan.
+type applied struct {
+	vips   map[string]bool
+	report reconcile.Report
+}
+
+// reconcile keeps the kernel as planned: at once when the plan changes, and
+// every resync interval to mend what someone else changed.
+func (a *Agent) reconcile(ctx context.Context) error {
+	retry := time.NewTimer(time.Hour)
+	defer retry.Stop()
+	said := ""
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-a.kernel:
+		case <-retry.C:
+		}
+		a.mu.Lock()
+		w := a.wanted
+		a.mu.Unlock()
+		if w == nil {
+			continue
+		}
+		report := a.dataplane.apply(ctx, w.host)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		next := w.resync
+		if err := report.Err(); err != nil {
+			next = min(next, time.Second)
+			if err.Error() != said { // it is tried every second: once is enough to say
+				a.log.Error("the kernel differs from the plan", zap.Errors("errors", report.Failed))
+			}
+			said = err.Error()
+		} else {
+			said = ""
+		}
+		if len(report.Done) > 0 {
+			a.log.Info(fmt.Sprintf("kernel brought to the plan: %d changes", len(report.Done)), zap.Strings("changes", report.Done))
+		} else {
+			a.log.Debug("kernel agrees with the plan")
+		}
+		retry.Reset(next)
+		a.mu.Lock()
+		a.applied = &applied{vips: w.vips, report: report}
+		a.mu.Unlock()
+		poke(a.wake)
+	}
+}
