@@ -267,19 +267,46 @@ func (d *drill) establish(ctx context.Context, site string) (err error) {
 	if d.report.Established < d.Calls {
 		return fmt.Errorf("only %d of %d calls were established: see %s", n.Total(), d.Calls, d.calls.dir)
 	}
-	// Every connection needs a place in the other site's table before a switch.
+	d.say("%s", n)
 	for _, host := range d.lab.Topology().Role(lab.RoleLVS) {
-		out, err := d.lab.Output(ctx, host.Name, "ipvsadm", "-lnc")
+		entries, err := d.synced(ctx, host.Name)
 		if err != nil {
 			return err
 		}
-		entries := establishedEntries(out)
-		d.say("%s: %d calls' connections in `ipvsadm -lnc` of %s", n, entries, host.Name)
+		d.say("%s: `ipvsadm -lnc` has %d of the %d connections", host.Name, entries, d.Calls)
 		if host.Site == site {
 			d.report.Entries = max(d.report.Entries, entries)
 		}
 	}
 	return nil
+}
+
+// syncTime is how long a new connection may take to be known everywhere: the
+// kernel holds sync messages back for up to 2 s.
+const syncTime = 15 * time.Second
+
+// synced counts a host's entries once it has all, as an operator would before
+// a switch: a connection that is not synced yet would be lost. A sabotaged host
+// never gets them.
+func (d *drill) synced(ctx context.Context, host string) (entries int, err error) {
+	limit := syncTime
+	if d.Sabotage != "" {
+		limit = 0
+	}
+	missing := Until(ctx, limit, func() error {
+		var out string
+		if out, err = d.lab.Output(ctx, host, "ipvsadm", "-lnc"); err != nil {
+			return err
+		}
+		if entries = establishedEntries(out); entries < d.Calls {
+			return fmt.Errorf("%s has %d of %d connections", host, entries, d.Calls)
+		}
+		return nil
+	})
+	if missing != nil && err == nil && ctx.Err() == nil {
+		return entries, nil // the drill goes on, and its report tells what that costs
+	}
+	return entries, err
 }
 
 // establishedEntries counts distinct clients in the output of `ipvsadm -lnc`.
@@ -316,7 +343,7 @@ func (d *drill) change(ctx context.Context, s *Switch) error {
 		d.say("new calls failed: %v", err)
 		return nil // the report says it
 	}
-	d.say("new calls went to %v", s.NewCalls)
+	d.say("new calls: %s", counts(s.NewCalls))
 	return nil
 }
 

@@ -229,7 +229,12 @@ func TestUDP(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- b.Run(ctx) }()
-	t.Cleanup(func() { cancel(); <-done })
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
 	run := sipp.Run{Scenario: sipp.NewCalls, UDP: true, Target: b.Addrs()[0].String()}
 	if _, err := run.Args(); err == nil {
 		t.Error("UDP without a local address was accepted")

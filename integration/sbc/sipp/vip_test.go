@@ -38,7 +38,12 @@ func newVIP(t *testing.T) (*vip, []*sbc.Server) {
 		ctx, cancel := context.WithCancel(context.Background())
 		done := make(chan error, 1)
 		go func() { done <- s.Run(ctx) }()
-		t.Cleanup(func() { cancel(); <-done })
+		t.Cleanup(func() {
+			cancel()
+			if err := <-done; err != nil {
+				t.Errorf("Run: %v", err)
+			}
+		})
 		backends = append(backends, s)
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
