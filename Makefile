@@ -45,8 +45,8 @@ $(LINTER):
 test: setup build ## Run every test, those of the kernel and of the lab included; one summary line at the end
 	@scripts/test.sh
 
-demo: setup build ## Move live calls from one data centre to the other and back, and draw it
-	@scripts/demo.sh
+demo: setup build ## Move live calls from one data centre to the other and back, and draw it (ARGS="--sabotage tee" must fail)
+	@scripts/demo.sh $(ARGS)
 
 lab: setup build ## Start the lab and leave it running
 	@scripts/lab.sh up

@@ -90,6 +90,9 @@ type follower struct {
 // errListAgain ends a watch after which only a complete list will do.
 var errListAgain = errors.New("list again")
 
+// errListDue ends a watch in good order: the safety net's turn.
+var errListDue = fmt.Errorf("a list is due: %w", errListAgain)
+
 func (f *follower) run(ctx context.Context) {
 	wait := pause{}
 	listed := false
@@ -118,11 +121,11 @@ func (f *follower) run(ctx context.Context) {
 
 // report logs a fault once, not at each of its repetitions.
 func (f *follower) report(ctx context.Context, err error) {
-	if err == nil || ctx.Err() != nil || err.Error() == f.lastErr {
+	if err == nil || ctx.Err() != nil || err.Error() == f.lastErr || errors.Is(err, errListDue) {
 		return
 	}
 	f.lastErr = err.Error()
-	f.log.Info("not following", zap.Error(err), zap.Int64("revision", f.revision))
+	f.log.Warn("lost the watch, trying again", zap.Error(err), zap.Int64("revision", f.revision))
 }
 
 func (f *follower) list(ctx context.Context) error {

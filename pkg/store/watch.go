@@ -85,7 +85,7 @@ func (s *session) loop(ctx context.Context, responses <-chan *etcdserverpb.Watch
 			}
 		case err = <-failed:
 		case <-relist.C:
-			err = fmt.Errorf("a list is due: %w", errListAgain)
+			err = errListDue
 		case <-ctx.Done():
 			err = ctx.Err()
 		}
