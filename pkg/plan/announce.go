@@ -78,6 +78,10 @@ func Decide(m Memory, in Input, vip string) (Memory, Decision) {
 }
 
 func (v view) decide(m *Memory) Decision {
+	if !v.Fresh {
+		// What was seen before may have changed and changed back unseen: waits begin anew.
+		m.coveredSince, m.quietSince = time.Time{}, time.Time{}
+	}
 	stays := m.Announcing && m.Announced <= v.line
 	if !v.rightful() {
 		m.quietSince = time.Time{}
