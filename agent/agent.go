@@ -37,6 +37,11 @@ type Agent struct {
 	// etcd or from the disk.
 	cache  *state.Cache
 	loaded source
+	// replaced is true once etcd's store is not the one that was followed: what
+	// it holds now is taken only by a restart.
+	replaced bool
+	// saved is when the snapshot on disk was written, zero where there is none.
+	saved time.Time
 	// results are what other goroutines have to tell the loop.
 	outcomes []func(*decider)
 	applied  *applied
@@ -126,6 +131,7 @@ func (a *Agent) Close() {
 func (a *Agent) Run(ctx context.Context) error {
 	a.log.Info("agent starts", zap.String("version", Version()), zap.String("node", a.self.Name),
 		zap.String("site", a.self.Site), zap.String("group", a.self.Group))
+	a.preload()
 	g, running := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.store.Follow(running, state.Prefix, a.take) })
 	g.Go(func() error { return a.keeper.Run(running) })
@@ -152,9 +158,15 @@ func (a *Agent) Run(ctx context.Context) error {
 // take brings an update from etcd into the cache.
 func (a *Agent) take(u store.Update) {
 	a.mu.Lock()
-	if u.Restored {
-		a.log.Error("etcd's store is not the continuation of what was followed before: was it restored?",
+	if u.Restored && !a.replaced {
+		a.replaced = true
+		a.log.Error("etcd's store is not the continuation of what was followed before: nothing moves until this agent is started again",
 			zap.Int64("revision", u.Revision))
+	}
+	if a.replaced {
+		a.mu.Unlock()
+		poke(a.wake)
+		return
 	}
 	if u.Reset {
 		keep := make(map[string]bool, len(u.Put))
@@ -173,6 +185,13 @@ func (a *Agent) take(u store.Update) {
 	a.loaded = etcd
 	a.mu.Unlock()
 	poke(a.wake)
+}
+
+// restored says whether etcd's store was replaced under the agent.
+func (a *Agent) restored() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.replaced
 }
 
 // snapshot is what is known now.
@@ -195,11 +214,16 @@ func poke(c chan struct{}) {
 
 func (a *Agent) plannedStopFile() string { return filepath.Join(a.config.StateDir, "planned-stop") }
 
-// markPlannedStop tells the next start that routers may hold our routes.
+// markPlannedStop tells the next start on this boot that the kernel forwards on
+// and that routers may hold our routes.
 func (a *Agent) markPlannedStop() {
-	if err := os.WriteFile(a.plannedStopFile(), nil, 0o600); err != nil {
+	if err := os.WriteFile(a.plannedStopFile(), []byte(bootID()), 0o600); err != nil {
 		a.log.Warn("can't mark the planned stop", zap.Error(err))
 	}
 }
 
-func (a *Agent) takePlannedStop() bool { return os.Remove(a.plannedStopFile()) == nil }
+func (a *Agent) takePlannedStop() bool {
+	text, err := os.ReadFile(a.plannedStopFile())
+	_ = os.Remove(a.plannedStopFile())
+	return err == nil && string(text) == bootID()
+}

@@ -93,7 +93,8 @@ func LoadConfig(path string) (Config, error) {
 	c := Config{LeaseTTL: 5 * time.Second, StateDir: "/var/lib/medway"}
 	decoder := yaml.NewDecoder(bytes.NewReader(text), yaml.Strict())
 	if err := decoder.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
-		return c, fmt.Errorf("%s: %w", path, err)
+		// Without the lines around it: one of them may hold a password that does not belong there.
+		return c, fmt.Errorf("%s: %s", path, yaml.FormatError(err, false, false))
 	}
 	if err := c.Validate(); err != nil {
 		return c, fmt.Errorf("%s: %w", path, err)

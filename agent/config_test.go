@@ -124,7 +124,7 @@ func TestBadConfigSaysWhereAndWhat(t *testing.T) {
 		{"cert without key", "  key: /etc/medway/node.key\n", "", []string{"field etcd.cert", `"/etc/medway/node.pem"`, "cert and key together"}},
 		{"key without cert", "  cert: /etc/medway/node.pem\n", "", []string{"field etcd.cert", "cert and key together"}},
 
-		{"duration without a unit", "lease_ttl: 7s", "lease_ttl: 7", []string{"lease_ttl"}},
+		{"duration without a unit", "lease_ttl: 7s", "lease_ttl: 7", []string{"[17:12]", "LeaseTTL"}},
 		{"malformed duration", "lease_ttl: 7s", "lease_ttl: 7 seconds", []string{"7 seconds"}},
 		{"lease too short", "lease_ttl: 7s", "lease_ttl: 999ms", []string{"field lease_ttl", `"999ms"`, "1s to 10m"}},
 		{"lease too long", "lease_ttl: 7s", "lease_ttl: 10m1s", []string{"field lease_ttl", `"10m1s"`, "1s to 10m"}},

@@ -73,6 +73,20 @@ func (d *dataplane) apply(ctx context.Context, h plan.Host) reconcile.Report {
 	)
 }
 
+// serves reads back whether the kernel holds the VIPs' addresses, services and
+// destinations as planned, whatever else could not be made.
+func (d *dataplane) serves(ctx context.Context, h plan.Host) bool {
+	return holds(ctx, d.link.Addresses(), h.Addresses) &&
+		holds(ctx, d.ipvs.Services(), h.Services) &&
+		holds(ctx, d.ipvs.Destinations(), h.Destinations)
+}
+
+// holds says whether nothing is missing or different in a table.
+func holds[K reconcile.Key, V comparable](ctx context.Context, table reconcile.Table[K, V], want map[K]V) bool {
+	have, err := table.Read(ctx)
+	return err == nil && len(reconcile.Diff(want, have, func(K) bool { return false })) == 0
+}
+
 // vips are the addresses whose IPVS services are medway's: those of the plan,
 // and those that stand on medway0, for a VIP that was taken out of the plan
 // while no agent ran.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"reflect"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -46,8 +47,15 @@ type decider struct {
 	applied *applied
 	// failures counts the runs in a row that left the kernel unlike the plan.
 	failures int
-	speaking bool
-	timer    *time.Timer
+	// unserving counts those that left it without what serving needs.
+	unserving int
+	speaking  bool
+	// unannounced is why the last set of routes was not announced; nil: it was.
+	unannounced error
+	// usurper is the machine id of another host that has taken this node's name
+	// while it serves.
+	usurper string
+	timer   *time.Timer
 }
 
 type leaving struct {
@@ -98,7 +106,11 @@ func (d *decider) step(ctx context.Context) error {
 	d.planKernel(snapshot, &next)
 	// Nothing is announced before the kernel can serve it.
 	if d.applied != nil {
-		writes = append(writes, d.serve(ctx, snapshot, from, &next)...)
+		served, err := d.serve(ctx, snapshot, from, &next)
+		if err != nil {
+			return err
+		}
+		writes = append(writes, served...)
 		d.publish(snapshot)
 	}
 	lease.Commit(ctx, d.store, writeTimeout, writes)
@@ -107,26 +119,59 @@ func (d *decider) step(ctx context.Context) error {
 }
 
 // serve decides on every VIP, announces, and returns what is to be written.
-func (d *decider) serve(ctx context.Context, snapshot *state.Snapshot, from source, next *time.Time) []lease.Write {
+// Where announcing fails nothing was decided: memories must not say that routers
+// were told what they were not.
+func (d *decider) serve(ctx context.Context, snapshot *state.Snapshot, from source, next *time.Time) ([]lease.Write, error) {
 	in := d.input(snapshot, from)
+	memories, decisions := map[string]plan.Memory{}, map[string]plan.Decision{}
 	var routes []plan.Announcement
-	var writes []lease.Write
+	var claims, candidacies []lease.Write
 	for _, vip := range plan.VIPs(snapshot, d.self) {
 		if !d.applied.vips[vip] {
 			continue
 		}
+		in.CanServe = d.canServe(snapshot, vip)
 		memory, decision := plan.Decide(d.memory[vip], in, vip)
-		d.tell(vip, decision)
-		d.memory[vip] = memory
+		memories[vip], decisions[vip] = memory, decision
 		*next = earlier(*next, decision.Wake)
 		routes = append(routes, announcements(snapshot.VIPs[vip], decision)...)
 		if decision.Claim != nil {
-			writes = append(writes, d.claim(vip, *decision.Claim))
+			claims = append(claims, d.claim(vip, *decision.Claim))
 		}
-		writes = append(writes, d.campaign(in, vip)...)
+		candidacies = append(candidacies, d.campaign(in, vip)...)
 	}
-	d.announce(ctx, routes, next)
-	return writes
+	if err := d.speaker.Set(ctx, routes); err != nil {
+		if d.unannounced == nil || d.unannounced.Error() != err.Error() {
+			d.log.Error("can't announce", zap.Error(err))
+		}
+		d.unannounced = err
+		*next = earlier(*next, in.Now.Add(time.Second))
+		return candidacies, nil
+	}
+	d.unannounced = nil
+	for vip, decision := range decisions {
+		d.tell(vip, decision)
+		d.memory[vip] = memories[vip]
+	}
+	if !d.speaking {
+		if err := d.speaker.Start(ctx, d.takePlannedStop()); err != nil {
+			return nil, fmt.Errorf("BGP can't start: %w", err)
+		}
+		d.speaking = true
+	}
+	return append(claims, candidacies...), nil
+}
+
+// canServe is R9 for one VIP. To take traffic a node must agree with the whole
+// plan and have backends for it. To keep what it has, it is enough that the
+// kernel holds the VIP's addresses, services and destinations: a parameter or a
+// tunnel that can't be made is shown, and moves nobody's calls.
+func (d *decider) canServe(s *state.Snapshot, vip string) bool {
+	m := d.memory[vip]
+	if m.Announcing && m.Announced <= state.MED(s.Ladder.Active) {
+		return d.unserving < failuresAllowed
+	}
+	return d.failures < failuresAllowed && plan.Equipped(s, vip)
 }
 
 // hear takes in what other goroutines had to tell.
@@ -140,6 +185,11 @@ func (d *decider) hear() {
 	}
 	if applied == nil {
 		return
+	}
+	if applied.serves {
+		d.unserving = 0
+	} else {
+		d.unserving++
 	}
 	if applied.report.Err() == nil {
 		d.failures = 0
@@ -165,9 +215,9 @@ func (d *decider) later(outcome func(*decider)) {
 func (d *decider) input(s *state.Snapshot, from source) plan.Input {
 	in := plan.Input{
 		Snapshot: s, Self: d.self, Now: time.Now(), Lease: d.keeper.ID(),
-		Fresh:    from == etcd && d.keeper.Fresh(),
-		CanServe: d.failures < failuresAllowed,
-		Flushed:  true,
+		Fresh: from == etcd && d.keeper.Fresh() && !d.restored() && d.usurper == "",
+		// What could not be announced is not with the routers.
+		Flushed: d.unannounced == nil,
 	}
 	for _, session := range d.speaker.Sessions() {
 		if session.Established {
@@ -188,11 +238,17 @@ func (d *decider) register(s *state.Snapshot) ([]lease.Write, error) {
 	}
 	have, ok := s.Nodes[d.self.Name]
 	key := state.Key{Kind: state.KindNode, A: d.self.Name}.String()
+	d.usurper = ""
 	if ok && have.MachineID != want.MachineID {
+		if d.speaking {
+			d.usurper = have.MachineID // it goes on serving, but moves nothing
+			return nil, nil
+		}
 		return nil, fmt.Errorf("%s belongs to another host (machine id %s, this host has %s): "+
 			"give this node another name, or delete the key if that host is gone for good", key, have.MachineID, want.MachineID)
 	}
-	if have == want || time.Now().Before(d.registering) {
+	malformed := slices.ContainsFunc(s.Faults, func(f state.Fault) bool { return f.Key == key })
+	if have == want && !malformed || time.Now().Before(d.registering) {
 		return nil, nil
 	}
 	d.registering = time.Now().Add(writeTimeout)
@@ -319,20 +375,6 @@ func (d *decider) campaign(in plan.Input, vip string) []lease.Write {
 			})
 		},
 	}}
-}
-
-// announce gives BGP the whole set, and starts it with the first one.
-func (d *decider) announce(ctx context.Context, routes []plan.Announcement, next *time.Time) {
-	err := d.speaker.Set(ctx, routes)
-	if err == nil && !d.speaking {
-		if err = d.speaker.Start(ctx, d.takePlannedStop()); err == nil {
-			d.speaking = true
-		}
-	}
-	if err != nil {
-		d.log.Error("can't announce", zap.Error(err))
-		*next = earlier(*next, time.Now().Add(time.Second))
-	}
 }
 
 func announcements(v state.VIP, d plan.Decision) []plan.Announcement {

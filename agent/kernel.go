@@ -22,6 +22,8 @@ type wanted struct {
 type applied struct {
 	vips   map[string]bool
 	report reconcile.Report
+	// serves says whether the kernel holds what serving the VIPs needs.
+	serves bool
 }
 
 // reconcile keeps the kernel as planned: at once when the plan changes, and
@@ -47,6 +49,7 @@ func (a *Agent) reconcile(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
+		serves := report.Err() == nil || a.dataplane.serves(ctx, w.host)
 		next := w.resync
 		if err := report.Err(); err != nil {
 			next = min(next, time.Second)
@@ -64,7 +67,7 @@ func (a *Agent) reconcile(ctx context.Context) error {
 		}
 		retry.Reset(next)
 		a.mu.Lock()
-		a.applied = &applied{vips: w.vips, report: report}
+		a.applied = &applied{vips: w.vips, report: report, serves: serves}
 		a.mu.Unlock()
 		poke(a.wake)
 	}

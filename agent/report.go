@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"slices"
 	"sync"
@@ -51,6 +52,18 @@ func (d *decider) publish(s *state.Snapshot) {
 	}
 	for _, err := range d.applied.report.Failed {
 		faults = append(faults, &medwayv1.Fault{Subject: "kernel", Reason: err.Error()})
+	}
+	fault := func(subject, format string, args ...any) {
+		faults = append(faults, &medwayv1.Fault{Subject: subject, Reason: fmt.Sprintf(format, args...)})
+	}
+	if d.unannounced != nil {
+		fault("bgp", "what is announced is older than what was decided: %v", d.unannounced)
+	}
+	if d.restored() {
+		fault("etcd", "its store was replaced or restored: nothing moves; restart the agent to accept what it holds now")
+	}
+	if d.usurper != "" {
+		fault("node", "another host (machine id %s) has this node's name: nothing moves", d.usurper)
 	}
 	d.status.mu.Lock()
 	d.status.snapshot, d.status.vips, d.status.faults = s, vips, faults

@@ -9,6 +9,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
 )
 
@@ -41,27 +42,42 @@ func (a *Agent) keepSnapshot(ctx context.Context) error {
 	}
 }
 
+// preload takes the last good values from the disk, so that a value that is
+// malformed in etcd at the start does not mean that there is none (R12). Claims
+// are left out: an old one says nothing of what its node may announce now.
+func (a *Agent) preload() {
+	s, err := store.LoadSnapshot(a.snapshotFile())
+	if err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			a.log.Error("the snapshot on disk is not used", zap.Error(err))
+		}
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, e := range s.Entries {
+		if k, err := state.ParseKey(e.Key); err == nil && k.Kind != state.KindClaim {
+			a.cache.Put(e.Key, e.Value, e.ModRevision, 0)
+		}
+	}
+	a.cache.SetRevision(s.Revision)
+	a.cache.Snapshot() // which remembers the targets that are good
+	a.saved = s.Saved
+}
+
+// loadSnapshot goes to work with what preload found, where etcd can't be reached.
 func (a *Agent) loadSnapshot() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.loaded != nowhere {
 		return
 	}
-	s, err := store.LoadSnapshot(a.snapshotFile())
-	if err != nil {
-		level := a.log.Error
-		if errors.Is(err, fs.ErrNotExist) {
-			level = a.log.Warn
-		}
-		level("etcd can't be reached, and there is no snapshot on disk: waiting for etcd", zap.Error(err))
+	if a.saved.IsZero() {
+		a.log.Warn("etcd can't be reached, and there is no snapshot on disk: waiting for etcd")
 		return
 	}
-	for _, e := range s.Entries {
-		a.cache.Put(e.Key, e.Value, e.ModRevision, 0)
-	}
-	a.cache.SetRevision(s.Revision)
 	a.loaded = disk
-	a.log.Warn("etcd can't be reached: using the snapshot on disk", zap.Time("saved", s.Saved), zap.Int64("revision", s.Revision))
+	a.log.Warn("etcd can't be reached: using the snapshot on disk", zap.Time("saved", a.saved), zap.Int64("revision", a.cache.Revision()))
 	poke(a.wake)
 }
 

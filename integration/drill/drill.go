@@ -105,6 +105,9 @@ func (r Report) Faults() []string {
 			fault("switch to %s: %s", s.To, why)
 		}
 	}
+	if len(r.Streams) < r.Established {
+		fault("the capture shows %d connections for %d calls", len(r.Streams), r.Established)
+	}
 	for _, s := range r.Streams {
 		if !s.Continuous() {
 			fault("on the wire: %s", s)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -53,6 +54,20 @@ func vipsOf(s *state.Snapshot, site, group string) []string {
 	return names
 }
 
+// Equipped says whether every service of a VIP has a pool with a backend: a node
+// that takes over without would reset every call.
+func Equipped(s *state.Snapshot, vip string) bool {
+	for _, service := range s.VIPs[vip].Services {
+		if _, ok := s.Pools[service.Pool]; !ok {
+			return false
+		}
+		if !slices.ContainsFunc(slices.Collect(maps.Keys(s.Backends)), func(k state.BackendKey) bool { return k.Pool == service.Pool }) {
+			return false
+		}
+	}
+	return true
+}
+
 // peersOf lists the other nodes of self's sync domain, those that share a VIP
 // with it, sorted by name.
 func peersOf(s *state.Snapshot, self Self) []string {
@@ -69,7 +84,15 @@ func peersOf(s *state.Snapshot, self Self) []string {
 		}
 	}
 	slices.Sort(names)
-	return names
+	// A host that was given another name leaves its old key behind; there can be
+	// one tunnel to an address.
+	seen := map[netip.Addr]bool{self.IPv4: true}
+	return slices.DeleteFunc(names, func(name string) bool {
+		address := s.Nodes[name].IPv4
+		twice := seen[address]
+		seen[address] = true
+		return twice
+	})
 }
 
 // nodesOf lists the nodes of a VIP by site and name. A node's place in it is

@@ -16,6 +16,8 @@ type Cache struct {
 	entries  map[string]*entry
 	// targets are the last targets that were also sites of their VIP.
 	targets map[string]Target
+	// holders are the VIPs that had an address first: they keep it.
+	holders map[netip.Addr]string
 }
 
 type entry struct {
@@ -33,7 +35,7 @@ type entry struct {
 
 // NewCache returns an empty cache.
 func NewCache() *Cache {
-	return &Cache{entries: map[string]*entry{}, targets: map[string]Target{}}
+	return &Cache{entries: map[string]*entry{}, targets: map[string]Target{}, holders: map[netip.Addr]string{}}
 }
 
 // Put takes in the value of a key.
@@ -83,7 +85,9 @@ func (c *Cache) SetRevision(revision int64) { c.revision = revision }
 // Each calls f with the last good value of every key, for keeping it on disk.
 func (c *Cache) Each(f func(key string, value []byte, revision, lease int64)) {
 	for key, e := range c.entries {
-		if e.good != nil {
+		if t, ok := c.targets[e.key.A]; ok && e.key.Kind == KindTarget {
+			f(key, []byte(t.Site), t.Revision, 0)
+		} else if e.good != nil {
 			f(key, e.raw, e.goodRevision, e.lease)
 		}
 	}
@@ -111,6 +115,7 @@ func (c *Cache) Snapshot() *Snapshot {
 		}
 		s.add(e, targets)
 	}
+	c.settleAddresses(s)
 	c.settleTargets(s, targets)
 	s.check()
 	slices.SortFunc(s.Faults, func(a, b Fault) int {
@@ -156,6 +161,50 @@ func (s *Snapshot) add(e *entry, targets map[string]Target) {
 		if e.good == nil {
 			s.Claims[ClaimKey{k.A, k.B}] = Claim{MED: NoMED, Revision: e.modRevision, Malformed: true, Bad: true}
 		}
+	}
+}
+
+// settleAddresses leaves out of every VIP what it may not have: an address that
+// is another VIP's already, or a host's own, which closing it as a VIP would
+// lock out.
+func (c *Cache) settleAddresses(s *Snapshot) {
+	hosts := map[netip.Addr]string{}
+	for name, n := range s.Nodes {
+		hosts[n.IPv4] = "node " + name
+	}
+	for k, b := range s.Backends {
+		hosts[b.Address] = "backend " + k.Pool + "/" + k.Name
+	}
+	for a, name := range c.holders {
+		if !slices.Contains(s.VIPs[name].Addresses, a) {
+			delete(c.holders, a)
+		}
+	}
+	// Where nothing is known from before, the older value came first.
+	names := slices.Collect(maps.Keys(s.VIPs))
+	age := func(name string) int64 { return c.entries[Key{Kind: KindVIP, A: name}.String()].goodRevision }
+	slices.SortFunc(names, func(a, b string) int { return cmp.Or(cmp.Compare(age(a), age(b)), cmp.Compare(a, b)) })
+	for _, name := range names {
+		v := s.VIPs[name]
+		var free []netip.Addr
+		for _, a := range v.Addresses {
+			holder, held := c.holders[a]
+			host, taken := hosts[a]
+			switch {
+			case taken:
+				holder = host
+			case !held || holder == name:
+				c.holders[a] = name
+				free = append(free, a)
+				continue
+			default:
+				holder = "VIP " + holder
+			}
+			s.Faults = append(s.Faults, Fault{Key{Kind: KindVIP, A: name}.String(),
+				fmt.Sprintf("field addresses: %s is that of %s: left out", a, holder)})
+		}
+		v.Addresses = free
+		s.VIPs[name] = v
 	}
 }
 

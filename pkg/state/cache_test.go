@@ -59,7 +59,7 @@ func TestBadValueLeavesTheGoodOneInForce(t *testing.T) {
 		return s
 	}
 	keys := map[Kind]string{
-		KindSettings: "settings", KindLadder: "ladder", KindVIP: "vips/w", KindPool: "pools/q", KindBackend: "backends/sbc/b1",
+		KindSettings: "settings", KindLadder: "ladder", KindVIP: "vips/v", KindPool: "pools/q", KindBackend: "backends/sbc/b1",
 		KindTarget: "target_state/v", KindNode: "nodes/n1", KindAlive: "alive/n1", KindOwner: "owners/dc1/v", KindClaim: "claims/n1/v",
 	}
 	for kind, value := range goodValues {
@@ -315,5 +315,26 @@ func TestSnapshotDoesNotChange(t *testing.T) {
 	_ = c.Snapshot()
 	if diff := cmp.Diff(want, s, compareAddresses); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// TestAnAddressHasOneHolder: a VIP's address stays its own, whoever else asks
+// for it, and no VIP takes a host's.
+func TestAnAddressHasOneHolder(t *testing.T) {
+	c := filled(t)
+	const thief = `{"addresses":["203.0.113.10","203.0.113.11","10.9.0.11"],"groups":{"dc1":"g1"},"services":[{"protocol":"tcp","port":5060,"pool":"sbc"}]}`
+	put(c, "nodes/host", `{"machine_id":"a","site":"dc1","group":"g9","ipv4":"10.9.0.11","sync_address":"169.254.9.9"}`, 19)
+	put(c, "vips/a-thief", thief, 20)
+	for range 2 {
+		s := c.Snapshot()
+		if got := s.VIPs["v"].Addresses; len(got) != 1 || got[0].String() != "203.0.113.10" {
+			t.Errorf("the holder has %v", got)
+		}
+		if got := s.VIPs["a-thief"].Addresses; len(got) != 1 || got[0].String() != "203.0.113.11" {
+			t.Errorf("the other has %v", got)
+		}
+		demandFaults(t, c, "vips/a-thief", "vips/a-thief")
+		// Written anew, the holder is the younger value; it holds the address none the less.
+		put(c, "vips/v", goodVIP, 30)
 	}
 }

@@ -141,6 +141,9 @@ func vip(m *medwayv1.VIP) (VIP, error) {
 		if err != nil {
 			return v, err
 		}
+		if a.IsLoopback() {
+			return v, fieldError("addresses", text, "an address that clients can reach")
+		}
 		if seen[a] {
 			return v, fieldError("addresses", text, "each address once")
 		}

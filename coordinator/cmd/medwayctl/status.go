@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -32,8 +33,9 @@ func status(c *connection) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			known := vipNames(snapshot, nodes)
 			for _, vip := range vips {
-				if _, ok := snapshot.VIPs[vip]; !ok {
+				if !slices.Contains(known, vip) {
 					return fmt.Errorf("VIP %q does not exist", vip)
 				}
 			}
@@ -98,7 +100,7 @@ func writeTable(out io.Writer, s *state.Snapshot, nodes []*medwayv1.Status, only
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "VIP\tTARGET\tSITE\tNODE\tROLE\tMED\tCLAIM\tACTIVE\tINACT\tBGP\tNODE STATE")
 	var notes []string
-	for _, vip := range sorted(s.VIPs) {
+	for _, vip := range vipNames(s, nodes) {
 		if len(only) > 0 && !slices.Contains(only, vip) {
 			continue
 		}
@@ -111,7 +113,7 @@ func writeTable(out io.Writer, s *state.Snapshot, nodes []*medwayv1.Status, only
 				if v.Med != nil {
 					med = fmt.Sprint(*v.Med)
 				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\n", vip, orDash(s.Targets[vip].Site),
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\n", vip, orDash(v.Target),
 					n.Site, n.Node, v.Role, med, orDash(v.Claim), v.ActiveConnections, v.InactiveConnections,
 					sessions(n), nodeState(s, n, now))
 				notes = append(notes, fmt.Sprintf("%s on %s: %s", vip, n.Node, v.Reason))
@@ -186,11 +188,17 @@ func orDash(s string) string {
 	return s
 }
 
-func sorted[V any](m map[string]V) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
+// vipNames lists the VIPs that are stored and those that nodes serve: a value
+// that was spoiled is served on.
+func vipNames(s *state.Snapshot, nodes []*medwayv1.Status) []string {
+	names := map[string]bool{}
+	for name := range s.VIPs {
+		names[name] = true
 	}
-	slices.Sort(keys)
-	return keys
+	for _, n := range nodes {
+		for _, v := range n.Vips {
+			names[v.Vip] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(names))
 }

@@ -30,7 +30,7 @@ func picture() (*state.Snapshot, []*medwayv1.Status) {
 			Node: "n1", Site: "dc1", Updated: "2024-11-22T16:59:00Z", Sessions: []*medwayv1.Session{up, up},
 			Vips: []*medwayv1.VIPStatus{
 				{Vip: "sip-2", Role: "backup standby", Claim: "none", Reason: "target is dc2"},
-				{Vip: "sip-1", Role: "active", Med: proto.Uint32(0), Claim: "0", Reason: "owner in the target site", ActiveConnections: 1234, InactiveConnections: 5},
+				{Vip: "sip-1", Target: "dc1", Role: "active", Med: proto.Uint32(0), Claim: "0", Reason: "owner in the target site", ActiveConnections: 1234, InactiveConnections: 5},
 				{Vip: "gone", Role: "active", Reason: "not in the plan any more"},
 			},
 			// Every node reports the same faults of keys; they are shown once.
@@ -38,7 +38,7 @@ func picture() (*state.Snapshot, []*medwayv1.Status) {
 		},
 		{
 			Node: "n2", Site: "dc2", Updated: "2024-11-22T16:58:29.6Z", Sessions: []*medwayv1.Session{up, down},
-			Vips:   []*medwayv1.VIPStatus{{Vip: "sip-1", Role: "backup", Med: proto.Uint32(521), Reason: "target is dc1"}},
+			Vips:   []*medwayv1.VIPStatus{{Vip: "sip-1", Target: "dc1", Role: "backup", Med: proto.Uint32(521), Reason: "target is dc1"}},
 			Faults: []*medwayv1.Fault{{Subject: "kernel", Reason: "create link mw-n1: busy"}},
 		},
 		{Node: "n3", Site: "dc2"},
@@ -60,11 +60,13 @@ Faults
 		only []string
 		want string
 	}{
-		{"all", nil, head + `sip-1  dc1     dc1   n1    active          0    0      1234    5      2/2  alive
+		{"all", nil, head + `gone   -       dc1   n1    active          -    -      0       0      2/2  alive
+sip-1  dc1     dc1   n1    active          0    0      1234    5      2/2  alive
 sip-1  dc1     dc2   n2    backup          521  -      0       0      1/2  silent, last word 1m30s ago
 sip-2  -       dc1   n1    backup standby  -    none   0       0      2/2  alive
 
 Why
+  gone on n1: not in the plan any more
   sip-1 on n1: owner in the target site
   sip-1 on n2: target is dc1
   sip-2 on n1: target is dc2
