@@ -50,6 +50,8 @@ type decider struct {
 	// unserving counts those that left it without what serving needs.
 	unserving int
 	speaking  bool
+	// faults are those that were logged.
+	faults map[state.Fault]bool
 	// unannounced is why the last set of routes was not announced; nil: it was.
 	unannounced error
 	// usurper is the machine id of another host that has taken this node's name
@@ -94,6 +96,7 @@ func (d *decider) step(ctx context.Context) error {
 	if snapshot == nil {
 		return nil
 	}
+	d.tellFaults(snapshot)
 	next := time.Now().Add(d.config.LeaseTTL / 4)
 	var writes []lease.Write
 	if from == etcd {
@@ -395,6 +398,23 @@ func (d *decider) tell(vip string, now plan.Decision) {
 		return
 	}
 	d.log.Info(fmt.Sprintf("%s: %s, MED %s", vip, now.Role, now.MED), zap.String("reason", now.Reason))
+}
+
+// tellFaults logs each fault of a key when it comes and when it goes.
+func (d *decider) tellFaults(s *state.Snapshot) {
+	now := map[state.Fault]bool{}
+	for _, f := range s.Faults {
+		now[f] = true
+		if !d.faults[f] {
+			d.log.Warn("not in force, the last good value stays: "+f.Key, zap.String("reason", f.Reason))
+		}
+	}
+	for f := range d.faults {
+		if !now[f] {
+			d.log.Info("mended: " + f.Key)
+		}
+	}
+	d.faults = now
 }
 
 // earlier is the earlier of two times; the zero time is never.

@@ -89,7 +89,7 @@ func waitForgotten(ctx context.Context, l *lab.Lab, site string) error {
 // normalise_after and settle, and waits until every agent has brought its
 // kernel in line. They must change something in the kernel.
 func ApplySettings(ctx context.Context, l *lab.Lab, settings string) error {
-	text := "kind: Settings\nnormalise_after: 3s\nsettle: 1s\n" + settings
+	text := "kind: Settings\nnormalise_after: 3s\nsettle: 2s\n" + settings
 	if err := os.WriteFile(filepath.Join(l.IntentDir(), "settings.yaml"), []byte(text), 0o644); err != nil {
 		return err
 	}

@@ -26,8 +26,9 @@ func apply(c *connection) *cobra.Command {
 		Use:   "apply -f DIR",
 		Short: "Load VIPs, pools, backends and settings from YAML files",
 		Long: `Load objects from a YAML file, or from all *.yaml files of a directory, after
-checking every one of them: if one is wrong, nothing is written. What is in etcd
-and not in the files stays.`,
+checking every one of them, by itself and beside what is stored: if one is wrong,
+nothing is written. An object is replaced as a whole. What is in etcd and not in
+the files stays; delete it with etcdctl del.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			objects, err := readObjects(path)
@@ -53,6 +54,9 @@ func applyObjects(ctx context.Context, c *connection, objects []state.Object, dr
 		return err
 	}
 	defer client.Close()
+	if err := checkTogether(ctx, client, objects); err != nil {
+		return err
+	}
 	var guards []store.Guard
 	var puts []store.Put
 	for _, o := range objects {
@@ -86,6 +90,33 @@ func applyObjects(ctx context.Context, c *connection, objects []state.Object, dr
 	}
 	fmt.Fprintf(out, "%d of %d objects written at revision %d\n", len(puts), len(objects), revision)
 	return nil
+}
+
+// checkTogether refuses objects that would be wrong beside what is stored: a VIP
+// that names a pool that is nowhere, or another VIP's address.
+func checkTogether(ctx context.Context, client *store.Client, objects []state.Object) error {
+	entries, revision, err := client.List(ctx, state.Prefix)
+	if err != nil {
+		return fmt.Errorf("read %s: %w", state.Prefix, err)
+	}
+	cache := state.NewCache()
+	for _, e := range entries {
+		cache.Put(e.Key, e.Value, e.ModRevision, e.Lease)
+	}
+	before := map[state.Fault]bool{}
+	for _, f := range cache.Snapshot().Faults {
+		before[f] = true
+	}
+	for _, o := range objects {
+		cache.Put(o.Key.String(), o.Value, revision+1, 0)
+	}
+	var errs []error
+	for _, f := range cache.Snapshot().Faults {
+		if !before[f] {
+			errs = append(errs, fmt.Errorf("%s: %s", f.Key, f.Reason))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // readObjects reads and checks all objects of a file or directory; it says all

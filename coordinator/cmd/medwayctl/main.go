@@ -48,7 +48,7 @@ func command() *cobra.Command {
 	f.StringVar(&c.ca, "cacert", os.Getenv("ETCDCTL_CACERT"), "`file` with the CA that signed etcd's certificates (ETCDCTL_CACERT)")
 	f.StringVar(&c.cert, "cert", os.Getenv("ETCDCTL_CERT"), "`file` with the client's certificate (ETCDCTL_CERT)")
 	f.StringVar(&c.key, "key", os.Getenv("ETCDCTL_KEY"), "`file` with the client's key (ETCDCTL_KEY)")
-	f.BoolVar(&c.insecure, "insecure", false, "allow http:// endpoints, without TLS")
+	f.BoolVar(&c.insecure, "insecure", os.Getenv("MEDWAYCTL_INSECURE") == "true", "allow http:// endpoints, without TLS (MEDWAYCTL_INSECURE=true)")
 	f.DurationVar(&c.timeout, "command-timeout", 5*time.Second, "how long to wait for etcd")
 	root.AddCommand(apply(&c), status(&c))
 	return root

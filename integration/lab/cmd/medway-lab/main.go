@@ -109,18 +109,23 @@ func shellCommand(dir *string) *cobra.Command {
 		Short: "A shell, or one command, on a node, at this terminal",
 		Args:  cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 1 {
-				shell := os.Getenv("SHELL")
-				if shell == "" {
-					shell = "/bin/sh"
-				}
-				args = append(args, shell)
+			interactive := len(args) == 1
+			if interactive {
+				// Without a person's start-up files: they may take minutes on an emulated processor.
+				args = append(args, "bash", "--norc", "--noprofile")
 			}
 			c, err := nodeCommand(cmd.Context(), *dir, args)
 			if err != nil {
 				return err
 			}
-			env := append(os.Environ(), "MEDWAY_NODE="+args[0])
+			l, err := lab.Open(*dir)
+			if err != nil {
+				return err
+			}
+			env := append(os.Environ(), l.Environment(args[0])...)
+			if interactive {
+				fmt.Print(l.Hint(args[0]))
+			}
 			return syscall.Exec(c.Path, c.Args, env)
 		},
 	}
