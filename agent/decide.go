@@ -200,10 +200,11 @@ func (d *decider) hear() {
 		return
 	}
 	d.failures++
-	if d.applied != nil {
+	switch {
+	case d.applied != nil && !applied.serves:
 		d.applied.report = applied.report
-	} else if d.failures >= failuresAllowed {
-		d.applied = applied // can't serve, and says so with its MED
+	case d.applied != nil, d.failures >= failuresAllowed:
+		d.applied = applied // one that has just started can't serve now, and says so with its MED
 	}
 }
 
