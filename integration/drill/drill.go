@@ -148,13 +148,11 @@ func (s Switch) disorder() string {
 // complete says whether the new site is the usual active one and the old one a
 // backup, in whatever order it came about.
 func (s Switch) complete() bool {
-	old := 0
+	last := map[string]int{}
 	for _, step := range s.Steps {
-		if step.Site == s.From {
-			old = step.MED
-		}
+		last[step.Site] = step.MED
 	}
-	return !s.Normal.IsZero() && old >= backup
+	return !s.Normal.IsZero() && last[s.To] == active && last[s.From] >= backup
 }
 
 func (s Step) String() string {

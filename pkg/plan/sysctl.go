@@ -23,8 +23,10 @@ var ipvsSysctls = map[Sysctl]string{
 	// Deleting a destination is a deliberate kick; weight 0 keeps its calls.
 	"net.ipv4.vs.expire_nodest_conn":        "1",
 	"net.ipv4.vs.expire_quiescent_template": "1",
-	// A phone that reconnects from its old port is scheduled anew.
-	"net.ipv4.vs.conn_reuse_mode": "1",
+	// A phone that reconnects from its old port is scheduled anew, also while its
+	// entry is in FIN_WAIT, the last state that a balancer in tunnel mode sees
+	// (is_new_conn_expected in ip_vs_core.c): 1 would do for NAT only.
+	"net.ipv4.vs.conn_reuse_mode": "2",
 	"net.ipv4.vs.conntrack":       "0",
 	// A connection that nobody knows is reset, so that its phone comes back at once.
 	"net.ipv4.vs.sloppy_tcp":  "0",
