@@ -116,8 +116,12 @@ func restart(t *testing.T, l *lab.Lab) {
 		}
 		settled(t, l)
 		for _, cmd := range running {
-			_ = cmd.Process.Signal(syscall.SIGTERM)
+			_ = cmd.Process.Kill()
 			_ = cmd.Wait()
+			// One that had ended by itself has seen nothing, whatever it did not say.
+			if state, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || !state.Signaled() {
+				t.Errorf("%s: `%s` did not watch to the end: %s", node, strings.Join(cmd.Args, " "), cmd.ProcessState)
+			}
 		}
 		for tool, out := range monitors {
 			for line := range strings.Lines(out.String()) {
@@ -292,7 +296,7 @@ func TestLabTargetIsDown(t *testing.T) {
 	select {
 	case e := <-events:
 		t.Errorf("dc1-edge saw a route change: %+v", e)
-	default:
+	case <-time.After(5 * time.Second): // twice the settle delay, after which dc1 would leave
 	}
 	// When the site comes back, the order is carried out.
 	if err := l.Mend("dc2-lvs-a", "dc2-edge"); err != nil {
