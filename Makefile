@@ -27,7 +27,7 @@ build: ## Build all programs into bin/
 	@$(BUILD) -o bin/etcd go.etcd.io/etcd/server/v3
 	@$(BUILD) -o bin/etcdctl go.etcd.io/etcd/etcdctl/v3
 
-generate: ## Make the Go code of proto/ (needs protoc)
+generate: ## Make the Go code of proto/ (needs protobuf-compiler and libprotobuf-dev)
 	@mkdir -p bin
 	@$(BUILD) -o bin/protoc-gen-go google.golang.org/protobuf/cmd/protoc-gen-go
 	protoc --plugin=bin/protoc-gen-go --go_out=. --go_opt=module=github.com/medway-lb/medway -I proto proto/medway/v1/medway.proto

@@ -238,7 +238,7 @@ func (d *decider) input(s *state.Snapshot, from source) plan.Input {
 func (d *decider) register(s *state.Snapshot) ([]lease.Write, error) {
 	want := state.Node{
 		MachineID: d.machineID, Site: d.self.Site, Group: d.self.Group,
-		IPv4: d.self.IPv4, SyncAddress: plan.SyncAddress(d.self.Name), Version: Version(),
+		IPv4: d.self.IPv4, SyncAddress: plan.SyncAddress(d.self.Name), Version: Version(), Schema: state.Schema,
 	}
 	have, ok := s.Nodes[d.self.Name]
 	key := state.Key{Kind: state.KindNode, A: d.self.Name}.String()
@@ -258,7 +258,7 @@ func (d *decider) register(s *state.Snapshot) ([]lease.Write, error) {
 	d.registering = time.Now().Add(writeTimeout)
 	value := state.Encode(&medwayv1.Node{
 		MachineId: want.MachineID, Site: want.Site, Group: want.Group,
-		Ipv4: want.IPv4.String(), SyncAddress: want.SyncAddress.String(), Version: want.Version,
+		Ipv4: want.IPv4.String(), SyncAddress: want.SyncAddress.String(), Version: want.Version, Schema: want.Schema,
 	})
 	return []lease.Write{{
 		Put: store.Put{Key: key, Value: value},
@@ -385,7 +385,7 @@ func announcements(v state.VIP, d plan.Decision) []plan.Announcement {
 	var out []plan.Announcement
 	for _, address := range v.Addresses {
 		out = append(out, plan.Announcement{
-			Prefix: hostPrefix(address), MED: uint32(d.MED), Communities: v.Communities,
+			Prefix: hostPrefix(address), MED: uint32(d.MED), Communities: v.Announcement.Communities,
 		})
 	}
 	return out

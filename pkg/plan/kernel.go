@@ -139,7 +139,11 @@ func (h *Host) addVIP(s *state.Snapshot, self Self, v state.VIP) {
 				if b.Site == self.Site {
 					weight = pool.Local
 				}
-				h.Destinations[DestinationKey{key, b.Address, service.Port}] = Destination{
+				address := b.Address(a)
+				if !address.IsValid() {
+					continue
+				}
+				h.Destinations[DestinationKey{key, address, service.Port}] = Destination{
 					Weight: weight, Upper: pool.Upper, Lower: pool.Lower,
 				}
 			}

@@ -170,10 +170,10 @@ func (s *Snapshot) add(e *entry, targets map[string]Target) {
 func (c *Cache) settleAddresses(s *Snapshot) {
 	hosts := map[netip.Addr]string{}
 	for name, n := range s.Nodes {
-		hosts[n.IPv4] = "node " + name
+		hosts[n.IPv4], hosts[n.IPv6] = "node "+name, "node "+name
 	}
 	for k, b := range s.Backends {
-		hosts[b.Address] = "backend " + k.Pool + "/" + k.Name
+		hosts[b.IPv4], hosts[b.IPv6] = "backend "+k.Pool+"/"+k.Name, "backend "+k.Pool+"/"+k.Name
 	}
 	for a, name := range c.holders {
 		if !slices.Contains(s.VIPs[name].Addresses, a) {

@@ -69,6 +69,10 @@ func Encode(m proto.Message) []byte {
 	return out.Bytes()
 }
 
+// Schema is the newest schema of stored values that this build understands;
+// proto/medway/v1 says which field came with which.
+const Schema = 2
+
 const maxErrorText = 400
 
 func unmarshal(value []byte, m proto.Message) error {
@@ -125,7 +129,7 @@ func claim(m *medwayv1.Claim) (MED, error) {
 }
 
 func node(m *medwayv1.Node) (n Node, err error) {
-	n = Node{MachineID: m.MachineId, Site: m.Site, Group: m.Group, Version: m.Version}
+	n = Node{MachineID: m.MachineId, Site: m.Site, Group: m.Group, Version: m.Version, Schema: max(m.Schema, 1)}
 	if m.MachineId == "" {
 		return n, fieldError("machine_id", "", "the host's machine id")
 	}
@@ -135,8 +139,14 @@ func node(m *medwayv1.Node) (n Node, err error) {
 	if err := checkNameField("group", m.Group); err != nil {
 		return n, err
 	}
-	if n.IPv4, err = unicast4("ipv4", m.Ipv4); err != nil {
+	if n.IPv4, err = optional("ipv4", m.Ipv4, netip.Addr.Is4, "an IPv4 unicast address"); err != nil {
 		return n, err
+	}
+	if n.IPv6, err = optional("ipv6", m.Ipv6, netip.Addr.Is6, "an IPv6 unicast address"); err != nil {
+		return n, err
+	}
+	if !n.IPv4.IsValid() && !n.IPv6.IsValid() {
+		return n, fieldError("ipv4", "", "an address here or in ipv6")
 	}
 	n.SyncAddress, err = netip.ParseAddr(m.SyncAddress)
 	if err != nil || !n.SyncAddress.Is4() || !n.SyncAddress.IsLinkLocalUnicast() {
@@ -164,10 +174,23 @@ func checkNameField(field, value string) error {
 	return nil
 }
 
-func unicast4(field, value string) (netip.Addr, error) {
+// unicast parses an address of either family.
+func unicast(field, value string) (netip.Addr, error) {
 	a, err := netip.ParseAddr(value)
-	if err != nil || !a.Is4() || !a.IsGlobalUnicast() && !a.IsLoopback() {
-		return a, fieldError(field, value, "an IPv4 unicast address")
+	if err != nil || a.Is4In6() || a.Zone() != "" || !a.IsGlobalUnicast() && !a.IsLoopback() {
+		return netip.Addr{}, fieldError(field, value, "an IPv4 or IPv6 unicast address")
+	}
+	return a, nil
+}
+
+// optional parses an address of one family; "" is none.
+func optional(field, value string, family func(netip.Addr) bool, expected string) (netip.Addr, error) {
+	if value == "" {
+		return netip.Addr{}, nil
+	}
+	a, err := unicast(field, value)
+	if err != nil || !family(a) {
+		return netip.Addr{}, fieldError(field, value, expected)
 	}
 	return a, nil
 }

@@ -137,7 +137,7 @@ func vip(m *medwayv1.VIP) (VIP, error) {
 	}
 	seen := map[netip.Addr]bool{}
 	for _, text := range m.Addresses {
-		a, err := unicast4("addresses", text)
+		a, err := unicast("addresses", text)
 		if err != nil {
 			return v, err
 		}
@@ -166,14 +166,8 @@ func vip(m *medwayv1.VIP) (VIP, error) {
 	if v.Services, err = services(m.Services); err != nil {
 		return v, err
 	}
-	for _, text := range m.GetAnnouncement().GetCommunities() {
-		c, err := community(text)
-		if err != nil {
-			return v, err
-		}
-		v.Communities = append(v.Communities, c)
-	}
-	return v, nil
+	v.Announcement, err = announcement(m.GetAnnouncement(), v.Addresses)
+	return v, err
 }
 
 func services(list []*medwayv1.Service) ([]Service, error) {
@@ -209,20 +203,22 @@ func services(list []*medwayv1.Service) ([]Service, error) {
 		if persistence%time.Second != 0 {
 			return nil, fieldError(field("persistence"), m.Persistence, "whole seconds")
 		}
-		out = append(out, Service{Protocol: m.Protocol, Port: uint16(m.Port), Pool: m.Pool, Persistence: persistence})
+		switch {
+		case m.PersistenceEngine != "" && m.PersistenceEngine != "sip":
+			return nil, fieldError(field("persistence_engine"), m.PersistenceEngine, "sip, or no such field")
+		case m.PersistenceEngine != "" && (m.Protocol != "udp" || persistence == 0):
+			return nil, fieldError(field("persistence_engine"), m.PersistenceEngine, "protocol udp and a persistence beside it")
+		case m.OnePacket && m.Protocol != "udp":
+			return nil, fieldError(field("one_packet"), "true", "protocol udp beside it")
+		case m.OnePacket && persistence > 0 && m.PersistenceEngine == "":
+			return nil, fieldError(field("one_packet"), "true", "no persistence beside it, or persistence_engine sip")
+		}
+		out = append(out, Service{
+			Protocol: m.Protocol, Port: uint16(m.Port), Pool: m.Pool, Persistence: persistence,
+			Engine: m.PersistenceEngine, OnePacket: m.OnePacket,
+		})
 	}
 	return out, nil
-}
-
-// community parses the form of RFC 1997: two 16-bit numbers.
-func community(text string) (uint32, error) {
-	high, low, ok := strings.Cut(text, ":")
-	h, errHigh := strconv.ParseUint(high, 10, 16)
-	l, errLow := strconv.ParseUint(low, 10, 16)
-	if !ok || errHigh != nil || errLow != nil {
-		return 0, fieldError("announcement.communities", text, "two numbers from 0 to 65535 with a colon")
-	}
-	return uint32(h)<<16 | uint32(l), nil
 }
 
 func pool(m *medwayv1.Pool) (Pool, error) {
@@ -253,12 +249,28 @@ func pool(m *medwayv1.Pool) (Pool, error) {
 	return p, nil
 }
 
-func backend(m *medwayv1.Backend) (Backend, error) {
-	b := Backend{Site: m.Site}
+func backend(m *medwayv1.Backend) (b Backend, err error) {
+	b = Backend{Site: m.Site}
 	if err := checkNameField("site", m.Site); err != nil {
 		return b, err
 	}
-	var err error
-	b.Address, err = unicast4("address", m.Address)
+	a, err := unicast("address", m.Address)
+	if err != nil {
+		return b, err
+	}
+	if a.Is4() {
+		b.IPv4 = a
+	} else {
+		b.IPv6 = a
+	}
+	if m.Address6 == "" {
+		return b, nil
+	}
+	if !a.Is4() {
+		return b, fieldError("address6", m.Address6, "an IPv4 address in the field address beside it")
+	}
+	if b.IPv6, err = unicast("address6", m.Address6); err == nil && !b.IPv6.Is6() {
+		err = fieldError("address6", m.Address6, "an IPv6 unicast address")
+	}
 	return b, err
 }

@@ -37,10 +37,43 @@ type Ladder struct {
 
 // VIP is a set of addresses that switch together.
 type VIP struct {
-	Addresses   []netip.Addr
-	Services    []Service
-	Groups      map[string]string // site to group
-	Communities []uint32          // RFC 1997
+	Addresses    []netip.Addr
+	Services     []Service
+	Groups       map[string]string // site to group
+	Announcement Announcement
+}
+
+// Announcement is how a VIP's routes are announced.
+type Announcement struct {
+	Communities []uint32 // RFC 1997, sorted
+	// Prefixes are the routes; empty: a host route for each address.
+	Prefixes []netip.Prefix
+	// Ladder is the VIP's own; nil: that of all.
+	Ladder *Ladder
+	// Routes holds what an operator set for a rung.
+	Routes map[Rung]Route
+}
+
+// Rung is a place on the MED ladder, in the ladder's own word.
+type Rung string
+
+// The rungs, best first.
+const (
+	RungForce       Rung = "force"
+	RungActive      Rung = "active"
+	RungUnconfirmed Rung = "unconfirmed"
+	RungStandby     Rung = "standby"
+	RungBackup      Rung = "backup"
+	RungLastResort  Rung = "last_resort"
+)
+
+// Rungs are all rungs, best first.
+var Rungs = []Rung{RungForce, RungActive, RungUnconfirmed, RungStandby, RungBackup, RungLastResort}
+
+// Route is what a route bears besides its MED.
+type Route struct {
+	Communities []uint32 // RFC 1997, sorted
+	Prepend     int
 }
 
 // Service is a virtual service of a VIP.
@@ -49,6 +82,8 @@ type Service struct {
 	Port        uint16
 	Pool        string
 	Persistence time.Duration // 0: none
+	Engine      string        // persistence engine: "" or "sip"
+	OnePacket   bool
 }
 
 // Pool is a set of backends, and how connections are spread over them.
@@ -58,10 +93,19 @@ type Pool struct {
 	Upper, Lower  uint32 // connection thresholds; 0: none
 }
 
-// Backend is one SBC.
+// Backend is one SBC, with an address of one family or of both.
 type Backend struct {
-	Site    string
-	Address netip.Addr
+	Site       string
+	IPv4, IPv6 netip.Addr
+}
+
+// Address is the backend's address of the family of a VIP's address; invalid
+// where it has none.
+func (b Backend) Address(of netip.Addr) netip.Addr {
+	if of.Is4() {
+		return b.IPv4
+	}
+	return b.IPv6
 }
 
 // BackendKey identifies a backend.
@@ -73,9 +117,10 @@ type BackendKey struct {
 type Node struct {
 	MachineID   string
 	Site, Group string
-	IPv4        netip.Addr
+	IPv4, IPv6  netip.Addr // one of them at least is valid
 	SyncAddress netip.Addr
 	Version     string
+	Schema      uint32 // the newest that the node understands
 }
 
 // Alive is a node's sign of life, under its lease.
