@@ -137,7 +137,7 @@ func (d *decider) serve(ctx context.Context, snapshot *state.Snapshot, from sour
 		memory, decision := plan.Decide(d.memory[vip], in, vip)
 		memories[vip], decisions[vip] = memory, decision
 		*next = earlier(*next, decision.Wake)
-		routes = append(routes, announcements(snapshot.VIPs[vip], decision)...)
+		routes = append(routes, plan.Announcements(snapshot, vip, decision)...)
 		if decision.Claim != nil {
 			claims = append(claims, d.claim(vip, *decision.Claim))
 		}
@@ -171,7 +171,7 @@ func (d *decider) serve(ctx context.Context, snapshot *state.Snapshot, from sour
 // tunnel that can't be made is shown, and moves nobody's calls.
 func (d *decider) canServe(s *state.Snapshot, vip string) bool {
 	m := d.memory[vip]
-	if m.Announcing && m.Announced <= state.MED(s.Ladder.Active) {
+	if m.Announcing && m.Announced <= state.MED(plan.LadderOf(s, vip).Active) {
 		return d.unserving < failuresAllowed
 	}
 	return d.failures < failuresAllowed && plan.Equipped(s, vip)
@@ -379,16 +379,6 @@ func (d *decider) campaign(in plan.Input, vip string) []lease.Write {
 			})
 		},
 	}}
-}
-
-func announcements(v state.VIP, d plan.Decision) []plan.Announcement {
-	var out []plan.Announcement
-	for _, address := range v.Addresses {
-		out = append(out, plan.Announcement{
-			Prefix: hostPrefix(address), MED: uint32(d.MED), Communities: v.Announcement.Communities,
-		})
-	}
-	return out
 }
 
 // tell logs what has changed for a VIP.

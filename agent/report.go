@@ -168,5 +168,3 @@ func (a *Agent) alive() store.Put {
 		}),
 	}
 }
-
-func hostPrefix(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }

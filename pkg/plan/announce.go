@@ -234,7 +234,7 @@ func (v view) wanted(m *Memory) (med state.MED, reason string, wake time.Time) {
 			m.quietSince = v.Now
 		}
 		end := m.quietSince.Add(v.Snapshot.Settings.NormaliseAfter)
-		if int64(current) < int64(v.Snapshot.Ladder.Force)/2 || !v.Now.Before(end) {
+		if int64(current) < int64(v.meds.Force)/2 || !v.Now.Before(end) {
 			return v.line, "owner in the target site", time.Time{}
 		}
 		return current, fmt.Sprintf("every other claim is above %s: normalises soon", v.line), end
@@ -244,7 +244,7 @@ func (v view) wanted(m *Memory) (med state.MED, reason string, wake time.Time) {
 	if current != state.NoMED && current < v.lowest {
 		return current, why, time.Time{}
 	}
-	force, step := state.MED(v.Snapshot.Ladder.Force), state.MED(v.Snapshot.Ladder.Step)
+	force, step := state.MED(v.meds.Force), state.MED(v.meds.Step)
 	below := v.lowest - step
 	if below < 0 {
 		below = v.lowest - 1

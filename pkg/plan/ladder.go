@@ -24,6 +24,7 @@ const (
 type view struct {
 	Input
 	vip       string
+	meds      state.Ladder
 	line      state.MED
 	rank      uint32
 	siteRank  uint32
@@ -41,7 +42,8 @@ type view struct {
 
 func look(in Input, vip string) view {
 	s := in.Snapshot
-	v := view{Input: in, vip: vip, line: state.MED(s.Ladder.Active), lowest: state.NoMED}
+	v := view{Input: in, vip: vip, meds: LadderOf(s, vip), lowest: state.NoMED}
+	v.line = state.MED(v.meds.Active)
 	v.siteRank = uint32(siteRank(s.VIPs[vip], in.Self.Site))
 	for i, name := range nodesOf(s, vip) {
 		if name == in.Self.Name {
@@ -79,7 +81,7 @@ func (v view) rightful() bool {
 
 // ladder is the node's place above the line, which needs no claim (R1).
 func (v view) ladder() (Role, state.MED) {
-	l, inTarget := v.Snapshot.Ladder, v.hasTarget && v.target.Site == v.Self.Site
+	l, inTarget := v.meds, v.hasTarget && v.target.Site == v.Self.Site
 	switch {
 	case !v.CanServe:
 		return LastResort, state.MED(l.LastResort + v.rank)

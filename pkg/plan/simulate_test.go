@@ -64,6 +64,23 @@ func newWorld(sites map[string]int) *world {
 	return w
 }
 
+// ownLadder gives the VIP MEDs of its own, far from those of all.
+func (w *world) ownLadder(l *state.Ladder) {
+	v := w.etcd.VIPs["v"]
+	v.Announcement.Ladder = l
+	w.change(func(s *state.Snapshot) { s.VIPs = map[string]state.VIP{"v": v} })
+}
+
+// line is the MED of the active one.
+func (w *world) line() state.MED { return state.MED(LadderOf(w.etcd, "v").Active) }
+
+// ladders are those that schedules run on: nil is that of all.
+var ladders = []*state.Ladder{
+	nil,
+	{Force: 1000, Step: 30, Active: 2000, Unconfirmed: 2001, Standby: 2010, Backup: 3000, SiteStep: 18, LastResort: 4000},
+	{Force: 2, Step: 1, Active: 3, Unconfirmed: 4, Standby: 13, Backup: 22, SiteStep: 18, LastResort: 300},
+}
+
 // change makes a new revision.
 func (w *world) change(f func(s *state.Snapshot)) {
 	s := *w.etcd
@@ -125,7 +142,7 @@ func (w *world) step(name string, fresh, flushed bool) Decision {
 	if d.Claim != nil {
 		n.write = &simWrite{ClaimWrite: *d.Claim}
 	}
-	if c := n.memory.Confirmed; d.MED <= 100 && c.Valid && c.MED <= d.MED {
+	if c := n.memory.Confirmed; d.MED <= w.line() && c.Valid && c.MED <= d.MED {
 		n.target, n.owner = c.TargetRevision, c.OwnerRevision
 	}
 	return d
@@ -170,7 +187,7 @@ func (w *world) check(t *rapid.T) {
 	for name, n := range w.nodes {
 		claim, ok := w.etcd.Claims[state.ClaimKey{Node: name, VIP: "v"}]
 		for med := range n.held {
-			if med <= 100 && (!ok || claim.MED == state.NoMED || claim.MED > med) {
+			if med <= w.line() && (!ok || claim.MED == state.NoMED || claim.MED > med) {
 				t.Fatalf("a router may hold MED %s of %s, whose claim is %s", med, name, claim.MED)
 			}
 		}
@@ -181,7 +198,7 @@ func (w *world) check(t *rapid.T) {
 		return
 	}
 	r := w.nodes[owner.Node]
-	if !r.up || r.target != target.Revision || r.owner != owner.Revision || r.memory.Announced > 100 {
+	if !r.up || r.target != target.Revision || r.owner != owner.Revision || r.memory.Announced > w.line() {
 		return
 	}
 	for name, n := range w.nodes {
@@ -200,6 +217,7 @@ func TestScheduleKeepsRightfulLowest(t *testing.T) {
 		w := newWorld(rapid.SampledFrom([]map[string]int{
 			{"dc1": 1, "dc2": 1}, {"dc1": 2, "dc2": 2}, {"dc1": 1, "dc2": 1, "dc3": 1},
 		}).Draw(t, "topology"))
+		w.ownLadder(rapid.SampledFrom(ladders).Draw(t, "ladder"))
 		sites := slicesOf(w.etcd.VIPs["v"].Groups)
 		w.setTarget("dc1")
 		for _, name := range w.names {
@@ -255,6 +273,7 @@ func (w *world) round() map[string]Decision {
 func TestSettles(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := newWorld(map[string]int{"dc1": 2, "dc2": 1})
+		w.ownLadder(rapid.SampledFrom(ladders).Draw(t, "ladder"))
 		for _, name := range w.names {
 			w.start(name)
 		}
@@ -275,11 +294,12 @@ func TestSettles(t *testing.T) {
 			last = w.round()
 			w.check(t)
 		}
-		want := map[string]state.MED{"dc2-0": 100}
+		want := map[string]state.MED{"dc2-0": w.line()}
+		l := LadderOf(w.etcd, "v")
 		for i, name := range []string{"dc1-0", "dc1-1"} {
-			want[name] = state.MED(510 + i)
+			want[name] = state.MED(l.Backup+l.SiteStep/2) + state.MED(i)
 			if o, _ := w.etcd.Owner("dc1", "v"); o.Node == name {
-				want[name] = state.MED(500 + i)
+				want[name] = state.MED(l.Backup) + state.MED(i)
 			}
 		}
 		for name, med := range want {
