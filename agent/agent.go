@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -14,6 +15,7 @@ import (
 	"github.com/medway-lb/medway/agent/internal/bgp"
 	"github.com/medway-lb/medway/agent/internal/lease"
 	"github.com/medway-lb/medway/pkg/plan"
+	"github.com/medway-lb/medway/pkg/reconcile"
 	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
 )
@@ -26,11 +28,11 @@ type Agent struct {
 	started   time.Time
 	log       *zap.Logger
 
-	lock      *os.File
-	store     *store.Client
-	keeper    *lease.Keeper
-	speaker   *bgp.Speaker
-	dataplane *dataplane
+	lock    *os.File
+	store   *store.Client
+	keeper  *lease.Keeper
+	speaker speaker
+	kernel  kernel
 
 	mu sync.Mutex
 	// cache and loaded: what etcd holds, and whether that is known yet, from
@@ -46,13 +48,34 @@ type Agent struct {
 	outcomes []func(*decider)
 	applied  *applied
 
-	// wake tells the loop, and kernel the data plane's goroutine, to look.
+	// wake tells the loop, and replan the kernel's goroutine, to look.
 	wake   chan struct{}
-	kernel chan struct{}
-	// wanted is the plan that the data plane's goroutine works on.
+	replan chan struct{}
+	// wanted is the plan that the kernel's goroutine works on.
 	wanted *wanted
 
 	status reporter
+}
+
+// kernel is the host's data plane: everything but the routes that BGP carries.
+// It is used by one goroutine at a time, but for connections.
+type kernel interface {
+	// apply brings the kernel to the plan.
+	apply(ctx context.Context, h plan.Host) reconcile.Report
+	// serves reads back whether the kernel holds what serving the VIPs needs.
+	serves(ctx context.Context, h plan.Host) bool
+	// connections counts what is in the connection table, by VIP address.
+	connections(ctx context.Context) (map[netip.Addr]connections, error)
+	close()
+}
+
+// speaker announces routes: [bgp.Speaker].
+type speaker interface {
+	Start(ctx context.Context, localRestarting bool) error
+	Set(ctx context.Context, set []plan.Announcement) error
+	Sessions() []bgp.Session
+	Changed() <-chan struct{}
+	Stop(ctx context.Context, graceful bool) error
 }
 
 // source is where the snapshot comes from.
@@ -67,18 +90,31 @@ const (
 // New makes an agent. It opens the kernel and checks that it can work, but
 // changes and announces nothing.
 func New(config Config, log *zap.Logger) (*Agent, error) {
+	return newAgent(config, log, host{
+		kernel:  func() (kernel, error) { return openDataplane() },
+		speaker: func(c bgp.Config, log *zap.Logger) (speaker, error) { return bgp.New(c, log) },
+	})
+}
+
+// host makes what an agent works on; tests have hosts of their own.
+type host struct {
+	kernel  func() (kernel, error)
+	speaker func(bgp.Config, *zap.Logger) (speaker, error)
+}
+
+func newAgent(config Config, log *zap.Logger, h host) (*Agent, error) {
 	a := &Agent{
 		config: config, self: config.self(), started: time.Now(), log: log,
-		cache: state.NewCache(), wake: make(chan struct{}, 1), kernel: make(chan struct{}, 1),
+		cache: state.NewCache(), wake: make(chan struct{}, 1), replan: make(chan struct{}, 1),
 	}
-	if err := a.open(); err != nil {
+	if err := a.open(h); err != nil {
 		a.Close()
 		return nil, err
 	}
 	return a, nil
 }
 
-func (a *Agent) open() (err error) {
+func (a *Agent) open(h host) (err error) {
 	if err := os.MkdirAll(a.config.StateDir, 0o700); err != nil {
 		return err
 	}
@@ -105,17 +141,23 @@ func (a *Agent) open() (err error) {
 	if err != nil {
 		return err
 	}
-	if a.speaker, err = bgp.New(a.config.speaker(passwords), a.log.Named("bgp")); err != nil {
+	speaker, err := h.speaker(a.config.speaker(passwords), a.log.Named("bgp"))
+	if err != nil {
 		return err
 	}
-	a.dataplane, err = openDataplane()
-	return err
+	a.speaker = speaker
+	kernel, err := h.kernel()
+	if err != nil {
+		return err
+	}
+	a.kernel = kernel
+	return nil
 }
 
 // Close gives back what New opened. The kernel keeps its state.
 func (a *Agent) Close() {
-	if a.dataplane != nil {
-		a.dataplane.close()
+	if a.kernel != nil {
+		a.kernel.close()
 	}
 	if a.store != nil {
 		a.store.Close()

@@ -105,3 +105,23 @@ func (d *dataplane) vips(ctx context.Context, h plan.Host) (map[netip.Addr]bool,
 	}
 	return vips, nil
 }
+
+type connections struct{ active, inactive uint64 }
+
+// connections counts what is in the kernel's table, by VIP address.
+func (d *dataplane) connections(ctx context.Context) (map[netip.Addr]connections, error) {
+	services, err := d.ipvs.Stats(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := map[netip.Addr]connections{}
+	for _, s := range services {
+		c := out[s.Key.Addr]
+		for _, destination := range s.Destinations {
+			c.active += uint64(destination.ActiveConns)
+			c.inactive += uint64(destination.InactConns)
+		}
+		out[s.Key.Addr] = c
+	}
+	return out, nil
+}

@@ -314,7 +314,7 @@ func (d *decider) planKernel(s *state.Snapshot, next *time.Time) {
 	d.mu.Lock()
 	d.wanted = &wanted{host: host, vips: vips, resync: s.Settings.ResyncInterval}
 	d.mu.Unlock()
-	poke(d.kernel)
+	poke(d.replan)
 }
 
 // claim makes a guarded write of a decided claim.

@@ -36,7 +36,7 @@ func (a *Agent) reconcile(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-a.kernel:
+		case <-a.replan:
 		case <-retry.C:
 		}
 		a.mu.Lock()
@@ -45,11 +45,11 @@ func (a *Agent) reconcile(ctx context.Context) error {
 		if w == nil {
 			continue
 		}
-		report := a.dataplane.apply(ctx, w.host)
+		report := a.kernel.apply(ctx, w.host)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		serves := report.Err() == nil || a.dataplane.serves(ctx, w.host)
+		serves := report.Err() == nil || a.kernel.serves(ctx, w.host)
 		next := w.resync
 		if err := report.Err(); err != nil {
 			next = min(next, time.Second)

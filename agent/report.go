@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"fmt"
-	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -111,7 +110,7 @@ func (a *Agent) statusNow(ctx context.Context) *medwayv1.Status {
 		return nil
 	}
 	out := &medwayv1.Status{Node: a.self.Name, Site: a.self.Site, Version: Version()}
-	counts, err := a.connections(ctx)
+	counts, err := a.kernel.connections(ctx)
 	if err != nil {
 		faults = append(faults, &medwayv1.Fault{Subject: "ipvs", Reason: err.Error()})
 	}
@@ -131,26 +130,6 @@ func (a *Agent) statusNow(ctx context.Context) *medwayv1.Status {
 	}
 	out.Faults = faults
 	return out
-}
-
-type connections struct{ active, inactive uint64 }
-
-// connections counts what is in the kernel's table, by VIP address.
-func (a *Agent) connections(ctx context.Context) (map[netip.Addr]connections, error) {
-	services, err := a.dataplane.ipvs.Stats(ctx)
-	if err != nil {
-		return nil, err
-	}
-	out := map[netip.Addr]connections{}
-	for _, s := range services {
-		c := out[s.Key.Addr]
-		for _, d := range s.Destinations {
-			c.active += uint64(d.ActiveConns)
-			c.inactive += uint64(d.InactConns)
-		}
-		out[s.Key.Addr] = c
-	}
-	return out, nil
 }
 
 // alive is the value of the node's alive key.
