@@ -82,6 +82,10 @@ func (v view) decide(m *Memory) Decision {
 		// What was seen before may have changed and changed back unseen: waits begin anew.
 		m.coveredSince, m.quietSince = time.Time{}, time.Time{}
 	}
+	if v.unclaimed(*m) {
+		// It was above the line until the ladder changed. Raising is always safe.
+		m.Announcing = false
+	}
 	stays := m.Announcing && m.Announced <= v.line
 	if !v.rightful() {
 		m.quietSince = time.Time{}
@@ -106,6 +110,12 @@ func (v view) decide(m *Memory) Decision {
 		return Decision{Role: role, MED: med, Reason: "etcd can't be reached: a claim can't be written"}
 	}
 	return v.lead(m)
+}
+
+// unclaimed is true of a MED at or below the line that this process never
+// claimed: it stood above that of the ladder before.
+func (v view) unclaimed(m Memory) bool {
+	return m.Announcing && m.Announced <= v.line && (m.WrittenRevision == 0 || m.Written == state.NoMED)
 }
 
 // frozen is R7: nothing moves.

@@ -277,6 +277,7 @@ func TestSettles(t *testing.T) {
 		for _, name := range w.names {
 			w.start(name)
 		}
+		another := false
 		for range rapid.IntRange(1, 6).Draw(t, "switches") {
 			w.setTarget(rapid.SampledFrom([]string{"dc1", "dc2"}).Draw(t, "site"))
 			for range rapid.IntRange(0, 12).Draw(t, "rounds") {
@@ -287,6 +288,15 @@ func TestSettles(t *testing.T) {
 				w.expire(name)
 				w.start(name)
 			}
+			if rapid.Bool().Draw(t, "another ladder") {
+				w.ownLadder(rapid.SampledFrom(ladders).Draw(t, "ladder"))
+				another = true
+			}
+		}
+		if another {
+			// What was above the line of the ladder before is unclaimed, until all have seen the new one.
+			w.round()
+			w.round()
 		}
 		w.setTarget("dc2")
 		var last map[string]Decision
