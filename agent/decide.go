@@ -251,7 +251,7 @@ func (d *decider) register(s *state.Snapshot) ([]lease.Write, error) {
 		return nil, fmt.Errorf("%s belongs to another host (machine id %s, this host has %s): "+
 			"give this node another name, or delete the key if that host is gone for good", key, have.MachineID, want.MachineID)
 	}
-	malformed := slices.ContainsFunc(s.Faults, func(f state.Fault) bool { return f.Key == key })
+	malformed := slices.ContainsFunc(s.Faults, func(f state.Fault) bool { return f.Key == key && !f.Notice })
 	if have == want && !malformed || time.Now().Before(d.registering) {
 		return nil, nil
 	}
@@ -396,7 +396,11 @@ func (d *decider) tellFaults(s *state.Snapshot) {
 	now := map[state.Fault]bool{}
 	for _, f := range s.Faults {
 		now[f] = true
-		if !d.faults[f] {
+		switch {
+		case d.faults[f]:
+		case f.Notice:
+			d.log.Warn("in force, but look at "+f.Key, zap.String("reason", f.Reason))
+		default:
 			d.log.Warn("not in force, the last good value stays: "+f.Key, zap.String("reason", f.Reason))
 		}
 	}

@@ -20,6 +20,10 @@ import (
 // reportInterval limits how often a node writes its status.
 const reportInterval = time.Second
 
+// maxFaults keeps a status below etcd's limit of 1.5 MiB, however many keys are
+// wrong. `medwayctl status` reads the keys itself and shows all.
+const maxFaults = 100
+
 // reporter holds what the loop decided last, for people.
 type reporter struct {
 	mu       sync.Mutex
@@ -46,7 +50,11 @@ func (d *decider) publish(s *state.Snapshot) {
 		})
 	}
 	var faults []*medwayv1.Fault
-	for _, f := range s.Faults {
+	for i, f := range s.Faults {
+		if i == maxFaults {
+			faults = append(faults, &medwayv1.Fault{Subject: state.Prefix, Reason: fmt.Sprintf("%d more keys are wrong", len(s.Faults)-i)})
+			break
+		}
 		faults = append(faults, &medwayv1.Fault{Subject: f.Key, Reason: f.Reason})
 	}
 	for _, err := range d.applied.report.Failed {

@@ -2,6 +2,7 @@ package state
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -26,17 +27,29 @@ func putLeased(c *Cache, key, value string, revision, lease int64) {
 	c.Put(Prefix+key, []byte(value), revision, lease)
 }
 
-// demandFaults demands exactly these faults, in order: "key: part of the reason".
+// demandFaults demands exactly these faults beside notices, in order: "key: part
+// of the reason".
 func demandFaults(t *testing.T, c *Cache, want ...string) {
 	t.Helper()
-	got := c.Snapshot().Faults
+	demand(t, c, false, want)
+}
+
+// demandNotices demands exactly these notices.
+func demandNotices(t *testing.T, c *Cache, want ...string) {
+	t.Helper()
+	demand(t, c, true, want)
+}
+
+func demand(t *testing.T, c *Cache, notices bool, want []string) {
+	t.Helper()
+	got := slices.DeleteFunc(slices.Clone(c.Snapshot().Faults), func(f Fault) bool { return f.Notice != notices })
 	if len(got) != len(want) {
-		t.Fatalf("faults %+v, expected %q", got, want)
+		t.Fatalf("got %+v, expected %q", got, want)
 	}
 	for i, w := range want {
 		key, reason, _ := strings.Cut(w, ": ")
 		if got[i].Key != Prefix+key || !strings.Contains(got[i].Reason, reason) {
-			t.Errorf("fault %d is %+v, expected %q", i, got[i], w)
+			t.Errorf("number %d is %+v, expected %q", i, got[i], w)
 		}
 	}
 }
@@ -60,7 +73,7 @@ func TestBadValueLeavesTheGoodOneInForce(t *testing.T) {
 	}
 	keys := map[Kind]string{
 		KindSettings: "settings", KindLadder: "ladder", KindVIP: "vips/v", KindPool: "pools/q", KindBackend: "backends/sbc/b1",
-		KindTarget: "target_state/v", KindNode: "nodes/n1", KindAlive: "alive/n1", KindOwner: "owners/dc1/v", KindClaim: "claims/n1/v",
+		KindTarget: "target_state/v", KindNode: "nodes/n1", KindAlive: "alive/n1", KindOwner: "owners/dc1/v", KindClaim: "claims/n1/v", KindLock: "locks/v",
 	}
 	for kind, value := range goodValues {
 		t.Run(string(kind), func(t *testing.T) {
@@ -163,7 +176,7 @@ func TestDeletingIsIntent(t *testing.T) {
 	demandTarget(t, c, Target{})
 	demandFaults(t, c)
 	c.Delete(Prefix + "pools/sbc")
-	demandFaults(t, c, `vips/v: field services: pool "sbc" does not exist`)
+	demandFaults(t, c, `vips/v: field services[0].pool: pool "sbc" does not exist`)
 	c.Delete(Prefix + "vips/v")
 	c.Delete(Prefix + "vips/never-there")
 	c.SetRevision(0)
@@ -260,8 +273,8 @@ func TestFaultsAreSortedAndGoOnceMended(t *testing.T) {
 	put(c, "settings", "{", 8)
 	c.Delete(Prefix + "pools/sbc")
 	demandFaults(t, c,
-		`backends/nopool/b1: pool "nopool" does not exist`, "settings: unexpected", `target_state/v: site "dc9"`,
-		`vips/v: field services: pool "sbc" does not exist`, `zzz: unknown kind "zzz"`)
+		`backends/nopool/b1: pool "nopool" does not exist`, "settings: not JSON: it ends in the middle", `target_state/v: site "dc9"`,
+		`vips/v: field services[0].pool: pool "sbc" does not exist`, `zzz: unknown kind "zzz"`)
 	put(c, "pools/nopool", "{}", 9)
 	put(c, "pools/sbc", "{}", 9)
 	put(c, "settings", "{}", 9)
@@ -270,13 +283,15 @@ func TestFaultsAreSortedAndGoOnceMended(t *testing.T) {
 	demandFaults(t, c)
 }
 
-func TestNodesThatShareASyncAddressAreShown(t *testing.T) {
+func TestNodesThatShareAnAddressAreShown(t *testing.T) {
 	c := NewCache()
 	put(c, "nodes/n1", goodNode, 5)
 	put(c, "nodes/n2", goodNode, 6)
-	demandFaults(t, c, `nodes/n2: field sync_address: 169.254.3.4 is that of node "n1" too`)
-	c.Delete(Prefix + "nodes/n1")
+	demandNotices(t, c, `nodes/n2: field ipv4: 10.1.0.11 is that of node "n1" too: delete`,
+		`nodes/n2: field sync_address: 169.254.3.4 is that of node "n1" too`)
 	demandFaults(t, c)
+	c.Delete(Prefix + "nodes/n1")
+	demandNotices(t, c)
 }
 
 // TestDiskKeepsGoodValuesOnly: what Each yields makes the same cache again.
@@ -296,9 +311,9 @@ func TestDiskKeepsGoodValuesOnly(t *testing.T) {
 	if len(got) != 4 {
 		t.Errorf("kept %q, expected the four keys with a good value", got)
 	}
-	want := c.Snapshot()
-	want.Faults = nil
-	if diff := cmp.Diff(want, loaded.Snapshot(), compareAddresses); diff != "" {
+	want, have := c.Snapshot(), loaded.Snapshot()
+	want.Faults, have.Faults = nil, nil
+	if diff := cmp.Diff(want, have, compareAddresses); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -318,23 +333,108 @@ func TestSnapshotDoesNotChange(t *testing.T) {
 	}
 }
 
-// TestAnAddressHasOneHolder: a VIP's address stays its own, whoever else asks
-// for it, and no VIP takes a host's.
-func TestAnAddressHasOneHolder(t *testing.T) {
+// TestALockThatCanNotBeReadLocks: the safe side.
+func TestALockThatCanNotBeReadLocks(t *testing.T) {
 	c := filled(t)
-	const thief = `{"addresses":["203.0.113.10","203.0.113.11","10.9.0.11"],"groups":{"dc1":"g1"},"services":[{"protocol":"tcp","port":5060,"pool":"sbc"}]}`
-	put(c, "nodes/host", `{"machine_id":"a","site":"dc1","group":"g9","ipv4":"10.9.0.11","sync_address":"169.254.9.9"}`, 19)
-	put(c, "vips/a-thief", thief, 20)
-	for range 2 {
-		s := c.Snapshot()
-		if got := s.VIPs["v"].Addresses; len(got) != 1 || got[0].String() != "203.0.113.10" {
-			t.Errorf("the holder has %v", got)
-		}
-		if got := s.VIPs["a-thief"].Addresses; len(got) != 1 || got[0].String() != "203.0.113.11" {
-			t.Errorf("the other has %v", got)
-		}
-		demandFaults(t, c, "vips/a-thief", "vips/a-thief")
-		// Written anew, the holder is the younger value; it holds the address none the less.
-		put(c, "vips/v", goodVIP, 30)
+	put(c, "locks/v", "by hand", 5)
+	if l, ok := c.Snapshot().Locks["v"]; !ok || !l.Malformed {
+		t.Errorf("lock %+v, %v", l, ok)
+	}
+	demandFaults(t, c, `locks/v: value "by hand" is not JSON`)
+	put(c, "locks/v", goodValues[KindLock], 6)
+	if l := c.Snapshot().Locks["v"]; l.Malformed || l.From != "dc1" || l.To != "dc2" || l.Reason != "traffic in dc2" || l.By != "dc2-lvs-a" {
+		t.Errorf("lock %+v", l)
+	}
+	put(c, "locks/v", `{}`, 7)
+	if l := c.Snapshot().Locks["v"]; l.Malformed || l.From != "dc1" {
+		t.Errorf("lock %+v, expected the last good one", l)
+	}
+	demandFaults(t, c, `locks/v: field since: missing`)
+	c.Delete(Prefix + "locks/v")
+	if len(c.Snapshot().Locks) != 0 {
+		t.Error("still locked")
+	}
+}
+
+// TestNotices: what is in force, and should be looked at.
+func TestNotices(t *testing.T) {
+	const v6 = `{"addresses":["203.0.113.10","2001:db8::10"],"groups":{"dc1":"g1","dc2":"g9"},"services":[{"protocol":"tcp","port":5060,"pool":"sbc"}]}`
+	type held struct {
+		key, value string
+		lease      int64
+	}
+	node := func(site, group, last string) string {
+		return `{"machine_id":"m","site":"` + site + `","group":"` + group + `","ipv4":"10.1.0.` + last + `","sync_address":"169.254.3.` + last + `"}`
+	}
+	base := []held{
+		{"pools/sbc", "{}", 0}, {"vips/v", v6, 0}, {"nodes/n1", node("dc1", "g1", "1"), 0}, {"nodes/n2", node("dc2", "g9", "2"), 0},
+		{"backends/sbc/b", `{"site":"dc1","address":"10.1.1.21","address6":"2001:db8:1::21"}`, 0},
+	}
+	for _, test := range []struct {
+		name string
+		held
+		want []string
+	}{
+		{"nothing", held{"pools/sbc", "{}", 0}, nil},
+		{"no backend of a family", held{"backends/sbc/b", `{"site":"dc1","address":"10.1.1.21"}`, 0}, []string{`vips/v: field services[0].pool: pool "sbc" has no backend with an IPv6 address`}},
+		{"a site without a node", held{"backends/sbc/b2", `{"site":"dc9","address":"10.1.1.22"}`, 0}, []string{`backends/sbc/b2: field site: no node is in site "dc9"`}},
+		{"a group without a node", held{"nodes/n2", node("dc2", "g2", "2"), 0}, []string{`vips/v: field groups.dc2: value "g9": no node is in this group`}},
+		{"two nodes with one address", held{"nodes/n0", strings.Replace(node("dc1", "g1", "1"), "169.254.3.1", "169.254.3.7", 1), 0}, []string{`nodes/n1: field ipv4: 10.1.0.1 is that of node "n0" too`}},
+		{"a lock without a VIP", held{"locks/gone", goodValues[KindLock], 0}, []string{`locks/gone: VIP "gone" does not exist`}},
+		{"an owner without a lease", held{"owners/dc1/v", `{"node":"n1"}`, 0}, []string{"owners/dc1/v: not bound to a lease"}},
+		{"an owner that is no node", held{"owners/dc1/v", `{"node":"n9"}`, 7}, []string{`owners/dc1/v: node "n9" does not exist`}},
+		{"a life without a lease", held{"alive/n1", goodValues[KindAlive], 0}, []string{"alive/n1: not bound to a lease"}},
+		{"a life that is no node's", held{"alive/n9", goodValues[KindAlive], 7}, []string{`alive/n9: node "n9" does not exist`}},
+		{"a claim that is no node's", held{"claims/n9/v", `{"med":"50"}`, 0}, []string{`claims/n9/v: node "n9" does not exist`}},
+		{"a claim of nothing that is no node's", held{"claims/n9/v", `{"med":"none"}`, 0}, nil},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c := NewCache()
+			for i, h := range append(base, test.held) {
+				putLeased(c, h.key, h.value, int64(2+i), h.lease)
+			}
+			demandFaults(t, c)
+			demandNotices(t, c, test.want...)
+			if s := c.Snapshot(); len(s.VIPs["v"].Addresses) != 2 || len(s.Backends) == 0 {
+				t.Errorf("something went out of force: %+v", s)
+			}
+		})
+	}
+}
+
+// TestHostileKeysDoNotSpoilTheStatus: a key's bytes go into every node's status,
+// which protobuf refuses whole where one string is no UTF-8.
+func TestHostileKeysDoNotSpoilTheStatus(t *testing.T) {
+	c := NewCache()
+	for _, key := range []string{"\xff\xfe", "vips/\x1b[31m", "vips/\u202e", long(1 << 20), strings.Repeat("\U000e0001", 1<<16)} {
+		put(c, key, "\xff", 5)
+	}
+	s := c.Snapshot()
+	if len(s.Faults) != 5 {
+		t.Errorf("%d faults", len(s.Faults))
+	}
+	for _, f := range s.Faults {
+		demandPrintable(t, f.Key)
+		demandPrintable(t, f.Reason)
+	}
+}
+
+// demandPrintable demands what may go to a terminal and into a status.
+func demandPrintable(t *testing.T, text string) {
+	t.Helper()
+	if Line(text) != text || len(text) > maxErrorText {
+		t.Errorf("%d bytes, or not printable: %.500q", len(text), text)
+	}
+}
+
+// TestANodeOfAnOlderSchema: what it does not know it refuses, and goes on with
+// what it had; once it is upgraded it takes the newer value.
+func TestANodeOfAnOlderSchema(t *testing.T) {
+	c := filled(t)
+	before := c.Snapshot().VIPs["v"]
+	put(c, "vips/v", strings.Replace(goodVIP, `{`, `{"of_schema_9":{"x":1},`, 1), 9)
+	demandFaults(t, c, "vips/v: field of_schema_9: unknown in schema 2: expected one of addresses")
+	if diff := cmp.Diff(before, c.Snapshot().VIPs["v"], compareAddresses); diff != "" {
+		t.Error(diff)
 	}
 }

@@ -3,7 +3,6 @@ package state
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -18,10 +17,10 @@ import (
 )
 
 // Decode turns the value of a key into its typed form: Settings, Ladder, VIP,
-// Pool, Backend, Node, Alive, or for targets, owners and claims a string, a
-// node's name and a MED. It is strict: unknown fields, wrong types and values
-// out of range are errors that name the field, the value and what was
-// expected.
+// Pool, Backend, Node, Alive, Lock, or for targets, owners and claims a string,
+// a node's name and a MED. It is strict: unknown fields, wrong types and values
+// out of range are errors, all of them at once, that name the field, the value
+// and what was expected ([Invalid]).
 func Decode(k Key, value []byte) (any, error) {
 	switch k.Kind {
 	case KindSettings:
@@ -42,16 +41,22 @@ func Decode(k Key, value []byte) (any, error) {
 		return decode(value, &medwayv1.Owner{}, owner)
 	case KindClaim:
 		return decode(value, &medwayv1.Claim{}, claim)
+	case KindLock:
+		return decode(value, &medwayv1.Lock{}, lock)
 	case KindTarget:
 		return target(value)
 	}
 	return nil, fmt.Errorf("unknown kind %q", k.Kind)
 }
 
-// DecodeStatus decodes a value below StatusPrefix.
+// DecodeStatus decodes a value below StatusPrefix. Only people act on one, so
+// fields of a newer node are left out rather than refused.
 func DecodeStatus(value []byte) (*medwayv1.Status, error) {
 	m := &medwayv1.Status{}
-	return m, unmarshal(value, m)
+	if len(bytes.TrimSpace(value)) == 0 {
+		return m, Invalid{{"", "empty value", "a JSON object"}}
+	}
+	return m, protojsonError((protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(value, m))
 }
 
 // Encode gives the stored form of a message: JSON on one line.
@@ -69,35 +74,31 @@ func Encode(m proto.Message) []byte {
 	return out.Bytes()
 }
 
-// Schema is the newest schema of stored values that this build understands;
-// proto/medway/v1 says which field came with which.
-const Schema = 2
-
-const maxErrorText = 400
-
+// unmarshal decodes JSON into a message.
 func unmarshal(value []byte, m proto.Message) error {
-	if len(bytes.TrimSpace(value)) == 0 {
-		return errors.New("empty value: expected a JSON object")
+	if err := shape(value, m.ProtoReflect().Descriptor()); err != nil {
+		return err
 	}
-	if err := protojson.Unmarshal(value, m); err != nil {
-		// protojson varies between a space and a non-breaking space on purpose.
-		text := strings.ReplaceAll(err.Error(), "\u00a0", " ")
-		text = strings.TrimPrefix(text, "proto: ")
-		if len(text) > maxErrorText {
-			// It quotes the value, and every node puts it into its status.
-			text = strings.ToValidUTF8(text[:maxErrorText], "") + "..."
-		}
-		return errors.New(text)
-	}
-	return nil
+	return protojsonError(protojson.Unmarshal(value, m))
 }
 
-func decode[M proto.Message, T any](value []byte, m M, check func(M) (T, error)) (any, error) {
+func protojsonError(err error) error {
+	if err == nil {
+		return nil
+	}
+	// protojson varies between a space and a non-breaking space on purpose.
+	text := strings.ReplaceAll(err.Error(), "\u00a0", " ")
+	text = shorten(strings.TrimPrefix(text, "proto: "), maxErrorText/4)
+	return Invalid{{"", shorten("not readable: "+Line(text), maxErrorText/2), "a JSON object"}}
+}
+
+func decode[M proto.Message, T any](value []byte, m M, read func(*checker, M) T) (any, error) {
 	if err := unmarshal(value, m); err != nil {
 		return nil, err
 	}
-	t, err := check(m)
-	if err != nil {
+	var c checker
+	t := read(&c, m)
+	if err := c.err(); err != nil {
 		return nil, err
 	}
 	return t, nil
@@ -107,124 +108,176 @@ func decode[M proto.Message, T any](value []byte, m M, check func(M) (T, error))
 // that `echo dc2 | etcdctl put KEY` works.
 func target(value []byte) (any, error) {
 	site := strings.TrimSpace(string(value))
-	if err := CheckName(site); err != nil {
-		return nil, fmt.Errorf("expected the name of a site as a plain word: %w", err)
+	if !validName.MatchString(site) {
+		return nil, Invalid{{"", "value " + Quote(string(value)), "the name of a site as a plain word: " + nameForm}}
 	}
 	return site, nil
 }
 
-func owner(m *medwayv1.Owner) (string, error) {
-	return m.Node, CheckName(m.Node)
-}
+func owner(c *checker, m *medwayv1.Owner) string { return c.name("node", m.Node) }
 
-func claim(m *medwayv1.Claim) (MED, error) {
+func claim(c *checker, m *medwayv1.Claim) MED {
 	if m.Med == "none" {
-		return NoMED, nil
+		return NoMED
 	}
 	n, err := strconv.ParseUint(m.Med, 10, 32)
 	if err != nil {
-		return NoMED, fieldError("med", m.Med, `a number from 0 to 4294967295, or "none"`)
+		c.wrong("med", m.Med, `a number from 0 to 4294967295 in quotes, or "none"`)
 	}
-	return MED(n), nil
+	return MED(n)
 }
 
-func node(m *medwayv1.Node) (n Node, err error) {
-	n = Node{MachineID: m.MachineId, Site: m.Site, Group: m.Group, Version: m.Version, Schema: max(m.Schema, 1)}
+func node(c *checker, m *medwayv1.Node) Node {
+	n := Node{
+		MachineID: c.text("machine_id", m.MachineId), Site: c.name("site", m.Site), Group: c.name("group", m.Group),
+		IPv4:    c.optional("ipv4", m.Ipv4, netip.Addr.Is4, "an IPv4 unicast address"),
+		IPv6:    c.optional("ipv6", m.Ipv6, netip.Addr.Is6, "an IPv6 unicast address"),
+		Version: c.text("version", m.Version), Schema: max(m.Schema, 1),
+	}
 	if m.MachineId == "" {
-		return n, fieldError("machine_id", "", "the host's machine id")
+		c.missing("machine_id", "the host's machine id")
 	}
-	if err := checkNameField("site", m.Site); err != nil {
-		return n, err
+	if m.Ipv4 == "" && m.Ipv6 == "" {
+		c.missing("ipv4", "an address here or in ipv6")
 	}
-	if err := checkNameField("group", m.Group); err != nil {
-		return n, err
+	var err error
+	if n.SyncAddress, err = netip.ParseAddr(m.SyncAddress); err != nil || !n.SyncAddress.Is4() || !n.SyncAddress.IsLinkLocalUnicast() {
+		c.wrong("sync_address", m.SyncAddress, "an address in 169.254.0.0/16")
 	}
-	if n.IPv4, err = optional("ipv4", m.Ipv4, netip.Addr.Is4, "an IPv4 unicast address"); err != nil {
-		return n, err
-	}
-	if n.IPv6, err = optional("ipv6", m.Ipv6, netip.Addr.Is6, "an IPv6 unicast address"); err != nil {
-		return n, err
-	}
-	if !n.IPv4.IsValid() && !n.IPv6.IsValid() {
-		return n, fieldError("ipv4", "", "an address here or in ipv6")
-	}
-	n.SyncAddress, err = netip.ParseAddr(m.SyncAddress)
-	if err != nil || !n.SyncAddress.Is4() || !n.SyncAddress.IsLinkLocalUnicast() {
-		return n, fieldError("sync_address", m.SyncAddress, "an address in 169.254.0.0/16")
-	}
-	return n, nil
+	return n
 }
 
-func alive(m *medwayv1.Alive) (a Alive, err error) {
-	a = Alive{BootID: m.BootId, BGPSessions: m.BgpSessions}
-	if a.Since, err = time.Parse(time.RFC3339, m.Since); err != nil {
-		return a, fieldError("since", m.Since, "a time in the form of RFC 3339")
+func alive(c *checker, m *medwayv1.Alive) Alive {
+	return Alive{BootID: c.text("boot_id", m.BootId), BGPSessions: m.BgpSessions, Since: c.time("since", m.Since)}
+}
+
+func lock(c *checker, m *medwayv1.Lock) Lock {
+	l := Lock{Since: c.time("since", m.Since), Reason: c.text("reason", m.Reason), By: c.text("by", m.By)}
+	if m.From != "" {
+		l.From = c.name("from", m.From)
 	}
-	return a, nil
-}
-
-func fieldError(field, value, expected string) error {
-	return fmt.Errorf("field %s: value %.200q: expected %s", field, value, expected)
-}
-
-func checkNameField(field, value string) error {
-	if err := CheckName(value); err != nil {
-		return fmt.Errorf("field %s: %w", field, err)
+	if m.To != "" {
+		l.To = c.name("to", m.To)
 	}
-	return nil
+	return l
 }
 
-// unicast parses an address of either family.
-func unicast(field, value string) (netip.Addr, error) {
+// The checks of single fields record what is wrong and return what is right.
+
+func (c *checker) name(field, value string) string {
+	switch {
+	case value == "":
+		c.missing(field, nameForm)
+	case !validName.MatchString(value):
+		c.wrong(field, value, nameForm)
+	}
+	return value
+}
+
+// text checks words for people, which go to terminals and logs.
+func (c *checker) text(field, value string) string {
+	if len(value) > 200 || Line(value) != value {
+		c.wrong(field, value, "at most 200 bytes of text that can be printed")
+	}
+	return value
+}
+
+func (c *checker) time(field, value string) time.Time {
+	t, err := time.Parse(time.RFC3339, value)
+	switch {
+	case value == "":
+		c.missing(field, "a time in the form of RFC 3339")
+	case err != nil:
+		c.wrong(field, value, "a time in the form of RFC 3339")
+	}
+	return t
+}
+
+// reserved are ranges that no host or service has (IANA's special-purpose
+// registry) though netip counts them as unicast.
+var reserved = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/8"), netip.MustParsePrefix("240.0.0.0/4")}
+
+// unicast parses an address of either family that other hosts can reach.
+func unicast(value string) (netip.Addr, bool) {
 	a, err := netip.ParseAddr(value)
-	if err != nil || a.Is4In6() || a.Zone() != "" || !a.IsGlobalUnicast() && !a.IsLoopback() {
-		return netip.Addr{}, fieldError(field, value, "an IPv4 or IPv6 unicast address")
+	if err != nil || a.Is4In6() || a.Zone() != "" || !a.IsGlobalUnicast() ||
+		slices.ContainsFunc(reserved, func(p netip.Prefix) bool { return p.Contains(a) }) {
+		return netip.Addr{}, false
 	}
-	return a, nil
+	return a, true
+}
+
+func (c *checker) unicast(field, value string) netip.Addr {
+	const expected = "an IPv4 or IPv6 unicast address, not of loopback or link-local range"
+	a, ok := unicast(value)
+	switch {
+	case value == "":
+		c.missing(field, expected)
+	case !ok:
+		c.wrong(field, value, expected)
+	}
+	return a
 }
 
 // optional parses an address of one family; "" is none.
-func optional(field, value string, family func(netip.Addr) bool, expected string) (netip.Addr, error) {
+func (c *checker) optional(field, value string, family func(netip.Addr) bool, expected string) netip.Addr {
 	if value == "" {
-		return netip.Addr{}, nil
+		return netip.Addr{}
 	}
-	a, err := unicast(field, value)
-	if err != nil || !family(a) {
-		return netip.Addr{}, fieldError(field, value, expected)
+	a, ok := unicast(value)
+	if !ok || !family(a) {
+		c.wrong(field, value, expected)
+		return netip.Addr{}
 	}
-	return a, nil
+	return a
 }
 
-// durationField parses a duration between least and most; "" is def.
-func durationField(field, value string, def, least, most time.Duration) (time.Duration, error) {
+// duration parses a duration from least to most; "" is def.
+func (c *checker) duration(field, value string, def, least, most time.Duration) time.Duration {
 	if value == "" {
-		return def, nil
+		return def
 	}
 	d, err := time.ParseDuration(value)
 	if err != nil || d < least || d > most {
-		return 0, fieldError(field, value, fmt.Sprintf("a duration from %s to %s", least, most))
+		c.wrong(field, value, fmt.Sprintf("a duration from %s to %s, such as 10s", least, most))
+		return def
 	}
-	return d, nil
+	return d
 }
 
-func uintField(field string, value *uint32, def, least, most uint32) (uint32, error) {
+// seconds is duration in whole seconds.
+func (c *checker) seconds(field, value string, def, least, most time.Duration) time.Duration {
+	d := c.duration(field, value, def, least, most)
+	if d%time.Second != 0 {
+		c.wrong(field, value, "whole seconds")
+	}
+	return d
+}
+
+// number checks a number from least to most; nil is def.
+func (c *checker) number(field string, value *uint32, def, least, most uint32) uint32 {
 	if value == nil {
-		return def, nil
+		return def
 	}
 	if *value < least || *value > most {
-		return 0, fieldError(field, strconv.FormatUint(uint64(*value), 10), fmt.Sprintf("a number from %d to %d", least, most))
+		c.outside(field, *value, fmt.Sprintf("a number from %d to %d", least, most))
 	}
-	return *value, nil
+	return *value
+}
+
+func (c *checker) outside(field string, value uint32, expected string) {
+	c.errs = append(c.errs, FieldError{field, fmt.Sprintf("value %d", value), expected})
+}
+
+// atMost checks the length of a list.
+func (c *checker) atMost(field string, length, most int) bool {
+	if length > most {
+		c.errs = append(c.errs, FieldError{field, fmt.Sprintf("%d of them", length), fmt.Sprintf("at most %d", most)})
+	}
+	return length <= most
 }
 
 // schedulers are the IPVS schedulers of Linux (net/netfilter/ipvs/Kconfig).
 var schedulers = []string{
 	"rr", "wrr", "lc", "wlc", "fo", "ovf", "lblc", "lblcr", "dh", "sh", "mh", "sed", "nq", "twos",
-}
-
-func checkScheduler(name string) error {
-	if !slices.Contains(schedulers, name) {
-		return fieldError("scheduler", name, "one of "+strings.Join(schedulers, ", "))
-	}
-	return nil
 }

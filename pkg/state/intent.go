@@ -2,8 +2,10 @@ package state
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
-	"strconv"
+	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -13,79 +15,82 @@ import (
 // The checks of what operators write: each turns a decoded message into its
 // typed form with defaults filled in.
 
-func settings(m *medwayv1.Settings) (Settings, error) {
+// The most of a kind that one VIP may have: far above any use, and low enough
+// that its rules, routes and services stay few.
+const (
+	maxAddresses   = 64
+	maxServices    = 256
+	maxCommunities = 64 // 4 bytes each, in a BGP message of 4096
+	// maxSites and ranks are the room on the ladder (PROTOCOL): ranks go from 0 to 8.
+	maxSites = 9
+	ranks    = 9
+)
+
+func settings(c *checker, m *medwayv1.Settings) Settings {
 	s := DefaultSettings()
-	var err error
-	if s.Sync, err = syncSettings(m.GetSync(), s.Sync); err != nil {
-		return s, err
+	c.sync(m.GetSync(), &s.Sync)
+	s.NormaliseAfter = c.duration("normalise_after", m.NormaliseAfter, s.NormaliseAfter, 0, 24*time.Hour)
+	s.Settle = c.duration("settle", m.Settle, s.Settle, 0, time.Minute)
+	s.ResyncInterval = c.duration("resync_interval", m.ResyncInterval, s.ResyncInterval, time.Second, time.Hour)
+	t := m.GetTimeouts()
+	s.Timeouts.TCP = c.seconds("timeouts.tcp", t.GetTcp(), s.Timeouts.TCP, time.Second, 24*time.Hour)
+	s.Timeouts.TCPFin = c.seconds("timeouts.tcp_fin", t.GetTcpFin(), s.Timeouts.TCPFin, time.Second, 24*time.Hour)
+	s.Timeouts.UDP = c.seconds("timeouts.udp", t.GetUdp(), s.Timeouts.UDP, time.Second, 24*time.Hour)
+	for _, key := range slices.Sorted(maps.Keys(m.Sysctls)) {
+		s.Sysctls[key] = c.sysctl(key, m.Sysctls[key])
 	}
-	for _, f := range []struct {
-		name, value string
-		into        *time.Duration
-		least, most time.Duration
-	}{
-		{"normalise_after", m.NormaliseAfter, &s.NormaliseAfter, 0, 24 * time.Hour},
-		{"settle", m.Settle, &s.Settle, 0, time.Minute},
-		{"resync_interval", m.ResyncInterval, &s.ResyncInterval, time.Second, time.Hour},
-		{"timeouts.tcp", m.GetTimeouts().GetTcp(), &s.Timeouts.TCP, time.Second, 24 * time.Hour},
-		{"timeouts.tcp_fin", m.GetTimeouts().GetTcpFin(), &s.Timeouts.TCPFin, time.Second, 24 * time.Hour},
-		{"timeouts.udp", m.GetTimeouts().GetUdp(), &s.Timeouts.UDP, time.Second, 24 * time.Hour},
-	} {
-		if *f.into, err = durationField(f.name, f.value, *f.into, f.least, f.most); err != nil {
-			return s, err
-		}
-	}
-	for _, d := range []struct {
-		name  string
-		value time.Duration
-	}{{"timeouts.tcp", s.Timeouts.TCP}, {"timeouts.tcp_fin", s.Timeouts.TCPFin}, {"timeouts.udp", s.Timeouts.UDP}} {
-		if d.value%time.Second != 0 {
-			return s, fieldError(d.name, d.value.String(), "whole seconds")
-		}
-	}
-	for key, value := range m.Sysctls {
-		// A slash stands for a dot inside a name (sysctl(8)), so two of them are the parent directory.
-		if !strings.HasPrefix(key, "net.") || strings.Contains(key, "..") || strings.Contains(key, "//") {
-			return s, fieldError("sysctls", key, "a kernel parameter that begins with net.")
-		}
-		s.Sysctls[key] = strings.Join(strings.Fields(value), " ")
-	}
-	return s, nil
+	return s
 }
 
-func syncSettings(m *medwayv1.Sync, s Sync) (Sync, error) {
+var validSysctl = regexp.MustCompile(`^net(\.[A-Za-z0-9_:@/-]+)+$`)
+
+// sysctl checks a kernel parameter; its runs of white space become one space.
+func (c *checker) sysctl(key, value string) string {
+	if len(key) > 200 || !validSysctl.MatchString(key) || upwards(key) {
+		c.errs = append(c.errs, FieldError{join("sysctls", key), "name " + Quote(key), "a kernel parameter that begins with net., in the form of sysctl(8)"})
+	}
+	// A newline would be cut off, or begin another value.
+	plain := strings.ReplaceAll(value, "\t", " ")
+	if strings.TrimSpace(plain) == "" || len(plain) > 200 || Line(plain) != plain {
+		c.wrong(join("sysctls", key), value, "a value of 1 to 200 printable bytes on one line")
+	}
+	return strings.Join(strings.Fields(value), " ")
+}
+
+// upwards says whether a parameter's path leads out of its folder. A slash
+// stands for a dot inside a name (sysctl(8)), so two of them are the parent.
+func upwards(key string) bool {
+	return slices.ContainsFunc(strings.Split(key, "."), func(name string) bool { return strings.Trim(name, "/") == "" })
+}
+
+func (c *checker) sync(m *medwayv1.Sync, s *Sync) {
 	if m == nil {
-		return s, nil
+		return
 	}
-	id, err := uintField("sync.id", m.Id, uint32(s.ID), 1, 255)
-	if err != nil {
-		return s, err
-	}
-	port, err := uintField("sync.port", m.Port, uint32(s.Port), 1, 65535)
-	if err != nil {
-		return s, err
-	}
-	mtu, err := uintField("sync.tunnel_mtu", m.TunnelMtu, uint32(s.TunnelMTU), 1052, 65000)
-	if err != nil {
-		return s, err
-	}
-	// The kernel takes no backup daemon below 1024 (ip_vs_sync.c).
-	maxLength, err := uintField("sync.max_length", m.MaxLength, 0, 1024, mtu-28)
-	if err != nil {
-		return s, err
+	s.ID = uint8(c.number("sync.id", m.Id, uint32(s.ID), 1, 255))
+	s.Port = uint16(c.number("sync.port", m.Port, uint32(s.Port), 1, 65535))
+	const least, most = 1052, 65000
+	mtu := c.number("sync.tunnel_mtu", m.TunnelMtu, uint32(s.TunnelMTU), least, most)
+	s.TunnelMTU = int(mtu)
+	if mtu >= least && mtu <= most {
+		// The kernel takes no backup daemon below 1024 (ip_vs_sync.c).
+		s.MaxLength = uint16(c.number("sync.max_length", m.MaxLength, 0, 1024, mtu-28))
 	}
 	if m.Group != "" {
-		s.Group, err = netip.ParseAddr(m.Group)
-		if err != nil || !s.Group.Is4() || !s.Group.IsMulticast() {
-			return s, fieldError("sync.group", m.Group, "an IPv4 multicast address")
+		group, err := netip.ParseAddr(m.Group)
+		if err != nil || !group.Is4() || !group.IsMulticast() {
+			c.wrong("sync.group", m.Group, "an IPv4 multicast address")
 		}
+		s.Group = group
 	}
-	s.ID, s.Port, s.TunnelMTU, s.MaxLength = uint8(id), uint16(port), int(mtu), uint16(maxLength)
-	return s, nil
 }
 
-func ladder(m *medwayv1.Ladder) (Ladder, error) {
+func ladder(c *checker, m *medwayv1.Ladder) Ladder { return c.ladder("", m) }
+
+// ladder checks the rungs; prefix begins the names of its fields.
+func (c *checker) ladder(prefix string, m *medwayv1.Ladder) Ladder {
 	l := DefaultLadder()
+	before := len(c.errs)
 	for _, f := range []struct {
 		name  string
 		value *uint32
@@ -95,15 +100,20 @@ func ladder(m *medwayv1.Ladder) (Ladder, error) {
 		{"unconfirmed", m.Unconfirmed, &l.Unconfirmed}, {"standby", m.Standby, &l.Standby},
 		{"backup", m.Backup, &l.Backup}, {"site_step", m.SiteStep, &l.SiteStep}, {"last_resort", m.LastResort, &l.LastResort},
 	} {
-		v, err := uintField(f.name, f.value, *f.into, 0, 1<<31-1)
-		if err != nil {
-			return l, err
+		least, most := uint32(0), uint32(1<<31-1)
+		switch f.name {
+		case "step":
+			least = 1
+		case "site_step":
+			least, most = 2*ranks, 1000
 		}
-		*f.into = v
+		*f.into = c.number(prefix+f.name, f.value, *f.into, least, most)
 	}
-	// Ranks go from 0 to 8 (PROTOCOL): each rung needs room for nine, and a
-	// backup site for owner and standbys of every site before the last resort.
-	const ranks = 9
+	if len(c.errs) > before {
+		return l
+	}
+	// Each rung needs room for all ranks, and a backup site for owner and standbys
+	// of every site before the last resort.
 	for _, rung := range []struct {
 		field      string
 		low, high  uint32
@@ -114,163 +124,142 @@ func ladder(m *medwayv1.Ladder) (Ladder, error) {
 		{"unconfirmed", l.Active, l.Unconfirmed, "active", 1},
 		{"standby", l.Unconfirmed, l.Standby, "unconfirmed", ranks},
 		{"backup", l.Standby, l.Backup, "standby", ranks},
-		{"last_resort", l.Backup, l.LastResort, "backup", ranks * l.SiteStep},
+		{"last_resort", l.Backup, l.LastResort, "backup", maxSites * l.SiteStep},
 	} {
 		if rung.high < rung.low || rung.high-rung.low < rung.difference {
-			return l, fieldError(rung.field, strconv.Itoa(int(rung.high)),
-				fmt.Sprintf("at least %d more than %s (%d)", rung.difference, rung.lowName, rung.low))
+			c.outside(prefix+rung.field, rung.high, fmt.Sprintf("at least %d more than %s (%d)", rung.difference, rung.lowName, rung.low))
 		}
 	}
-	if l.Step < 1 {
-		return l, fieldError("step", "0", "at least 1")
-	}
-	if l.SiteStep < 2*ranks || l.SiteStep > 1000 {
-		return l, fieldError("site_step", strconv.Itoa(int(l.SiteStep)), fmt.Sprintf("a number from %d to 1000", 2*ranks))
-	}
-	return l, nil
+	return l
 }
 
-func vip(m *medwayv1.VIP) (VIP, error) {
+func vip(c *checker, m *medwayv1.VIP) VIP {
 	v := VIP{Groups: map[string]string{}}
 	if len(m.Addresses) == 0 {
-		return v, fieldError("addresses", "", "at least one address")
+		c.missing("addresses", "at least one address")
 	}
-	seen := map[netip.Addr]bool{}
-	for _, text := range m.Addresses {
-		a, err := unicast("addresses", text)
-		if err != nil {
-			return v, err
+	if c.atMost("addresses", len(m.Addresses), maxAddresses) {
+		for i, text := range m.Addresses {
+			field := fmt.Sprintf("addresses[%d]", i)
+			a := c.unicast(field, text)
+			if a.IsValid() && slices.Contains(v.Addresses, a) {
+				c.wrong(field, text, "each address once")
+			}
+			v.Addresses = append(v.Addresses, a)
 		}
-		if a.IsLoopback() {
-			return v, fieldError("addresses", text, "an address that clients can reach")
-		}
-		if seen[a] {
-			return v, fieldError("addresses", text, "each address once")
-		}
-		seen[a] = true
-		v.Addresses = append(v.Addresses, a)
 	}
 	if len(m.Groups) == 0 {
-		return v, fieldError("groups", "", "at least one site and its group")
+		c.missing("groups", "at least one site and its group")
 	}
-	for site, group := range m.Groups {
-		if err := checkNameField("groups", site); err != nil {
-			return v, err
+	if c.atMost("groups", len(m.Groups), maxSites) {
+		for _, site := range slices.Sorted(maps.Keys(m.Groups)) {
+			if !validName.MatchString(site) {
+				c.errs = append(c.errs, FieldError{join("groups", site), "site " + Quote(site), nameForm})
+			}
+			v.Groups[site] = c.name(join("groups", site), m.Groups[site])
 		}
-		if err := checkNameField("groups."+site, group); err != nil {
-			return v, err
-		}
-		v.Groups[site] = group
 	}
-	var err error
-	if v.Services, err = services(m.Services); err != nil {
-		return v, err
+	v.Services = c.services(m.Services)
+	if m.Announcement != nil {
+		v.Announcement = c.announcement(m.Announcement, v.Addresses)
 	}
-	v.Announcement, err = announcement(m.GetAnnouncement(), v.Addresses)
-	return v, err
+	return v
 }
 
-func services(list []*medwayv1.Service) ([]Service, error) {
+func (c *checker) services(list []*medwayv1.Service) []Service {
 	if len(list) == 0 {
-		return nil, fieldError("services", "", "at least one service")
+		c.missing("services", "at least one service")
+	}
+	if !c.atMost("services", len(list), maxServices) {
+		return nil
 	}
 	type port struct {
 		protocol string
 		number   uint32
 	}
-	seen := map[port]bool{}
+	first := map[port]int{}
 	var out []Service
 	for i, m := range list {
 		field := func(name string) string { return fmt.Sprintf("services[%d].%s", i, name) }
-		if m.Protocol != "tcp" && m.Protocol != "udp" {
-			return nil, fieldError(field("protocol"), m.Protocol, "tcp or udp")
-		}
-		if m.Port < 1 || m.Port > 65535 {
-			return nil, fieldError(field("port"), strconv.Itoa(int(m.Port)), "a number from 1 to 65535")
+		s := Service{Protocol: m.Protocol, Port: uint16(m.Port), Engine: m.PersistenceEngine, OnePacket: m.OnePacket}
+		switch {
+		case m.Protocol == "":
+			c.missing(field("protocol"), "tcp or udp")
+		case m.Protocol != "tcp" && m.Protocol != "udp":
+			c.wrong(field("protocol"), m.Protocol, "tcp or udp")
 		}
 		p := port{m.Protocol, m.Port}
-		if seen[p] {
-			return nil, fieldError(field("port"), strconv.Itoa(int(m.Port)), "each port of a protocol once")
-		}
-		seen[p] = true
-		if err := checkNameField(field("pool"), m.Pool); err != nil {
-			return nil, err
-		}
-		persistence, err := durationField(field("persistence"), m.Persistence, 0, time.Second, 24*time.Hour)
-		if err != nil {
-			return nil, err
-		}
-		if persistence%time.Second != 0 {
-			return nil, fieldError(field("persistence"), m.Persistence, "whole seconds")
-		}
+		other, twice := first[p]
 		switch {
-		case m.PersistenceEngine != "" && m.PersistenceEngine != "sip":
-			return nil, fieldError(field("persistence_engine"), m.PersistenceEngine, "sip, or no such field")
-		case m.PersistenceEngine != "" && (m.Protocol != "udp" || persistence == 0):
-			return nil, fieldError(field("persistence_engine"), m.PersistenceEngine, "protocol udp and a persistence beside it")
-		case m.OnePacket && m.Protocol != "udp":
-			return nil, fieldError(field("one_packet"), "true", "protocol udp beside it")
-		case m.OnePacket && persistence > 0 && m.PersistenceEngine == "":
-			return nil, fieldError(field("one_packet"), "true", "no persistence beside it, or persistence_engine sip")
+		case m.Port < 1 || m.Port > 65535:
+			c.outside(field("port"), m.Port, "a number from 1 to 65535")
+		case twice:
+			c.outside(field("port"), m.Port, fmt.Sprintf("each port of a protocol once: services[%d] has it", other))
+		default:
+			first[p] = i
 		}
-		out = append(out, Service{
-			Protocol: m.Protocol, Port: uint16(m.Port), Pool: m.Pool, Persistence: persistence,
-			Engine: m.PersistenceEngine, OnePacket: m.OnePacket,
-		})
+		s.Pool = c.name(field("pool"), m.Pool)
+		s.Persistence = c.seconds(field("persistence"), m.Persistence, 0, time.Second, 24*time.Hour)
+		c.persistence(field, m)
+		out = append(out, s)
 	}
-	return out, nil
+	return out
 }
 
-func pool(m *medwayv1.Pool) (Pool, error) {
-	p := Pool{Scheduler: m.Scheduler, Upper: m.GetThresholds().GetUpper(), Lower: m.GetThresholds().GetLower()}
+// persistence checks what goes with what.
+func (c *checker) persistence(field func(string) string, m *medwayv1.Service) {
+	udp, persistent, engine := m.Protocol == "udp", m.Persistence != "", m.PersistenceEngine
+	switch {
+	case engine != "" && engine != "sip":
+		c.wrong(field("persistence_engine"), engine, "sip, or no such field")
+	case engine != "" && (!udp || !persistent):
+		c.wrong(field("persistence_engine"), engine, "protocol udp and a persistence beside it")
+	case m.OnePacket && !udp:
+		c.errs = append(c.errs, FieldError{field("one_packet"), "value true", "protocol udp beside it"})
+	case m.OnePacket && persistent && engine == "":
+		c.errs = append(c.errs, FieldError{field("one_packet"), "value true", "no persistence beside it, or persistence_engine sip"})
+	}
+}
+
+func pool(c *checker, m *medwayv1.Pool) Pool {
+	p := Pool{Scheduler: m.Scheduler}
 	if p.Scheduler == "" {
 		p.Scheduler = "sed"
 	}
-	if err := checkScheduler(p.Scheduler); err != nil {
-		return p, err
+	if !slices.Contains(schedulers, p.Scheduler) {
+		c.wrong("scheduler", p.Scheduler, "one of "+strings.Join(schedulers, ", "))
 	}
-	weights := m.GetWeights()
+	weights, thresholds := m.GetWeights(), m.GetThresholds()
 	if weights == nil {
 		weights = &medwayv1.Weights{}
 	}
 	// 65535 is the most that reads back from the kernel through every tool.
-	local, err := uintField("weights.local", weights.Local, 50000, 0, 65535)
-	if err != nil {
-		return p, err
-	}
-	remote, err := uintField("weights.remote", weights.Remote, 2, 0, 65535)
-	if err != nil {
-		return p, err
-	}
-	p.Local, p.Remote = uint16(local), uint16(remote)
+	p.Local = uint16(c.number("weights.local", weights.Local, 50000, 0, 65535))
+	p.Remote = uint16(c.number("weights.remote", weights.Remote, 2, 0, 65535))
+	// The kernel compares thresholds with counts that are signed (ip_vs.h).
+	upper, lower := thresholds.GetUpper(), thresholds.GetLower()
+	p.Upper = c.number("thresholds.upper", &upper, 0, 0, 1<<31-1)
+	p.Lower = c.number("thresholds.lower", &lower, 0, 0, 1<<31-1)
 	if p.Lower > p.Upper {
-		return p, fieldError("thresholds.lower", strconv.Itoa(int(p.Lower)), fmt.Sprintf("at most thresholds.upper (%d)", p.Upper))
+		c.outside("thresholds.lower", p.Lower, fmt.Sprintf("at most thresholds.upper (%d)", p.Upper))
 	}
-	return p, nil
+	return p
 }
 
-func backend(m *medwayv1.Backend) (b Backend, err error) {
-	b = Backend{Site: m.Site}
-	if err := checkNameField("site", m.Site); err != nil {
-		return b, err
-	}
-	a, err := unicast("address", m.Address)
-	if err != nil {
-		return b, err
-	}
+func backend(c *checker, m *medwayv1.Backend) Backend {
+	b := Backend{Site: c.name("site", m.Site)}
+	a := c.unicast("address", m.Address)
 	if a.Is4() {
 		b.IPv4 = a
 	} else {
 		b.IPv6 = a
 	}
-	if m.Address6 == "" {
-		return b, nil
+	switch {
+	case m.Address6 == "":
+	case a.Is6():
+		c.wrong("address6", m.Address6, "an IPv4 address in the field address beside it")
+	default:
+		b.IPv6 = c.optional("address6", m.Address6, netip.Addr.Is6, "an IPv6 unicast address")
 	}
-	if !a.Is4() {
-		return b, fieldError("address6", m.Address6, "an IPv4 address in the field address beside it")
-	}
-	if b.IPv6, err = unicast("address6", m.Address6); err == nil && !b.IPv6.Is6() {
-		err = fieldError("address6", m.Address6, "an IPv6 unicast address")
-	}
-	return b, err
+	return b
 }

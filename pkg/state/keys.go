@@ -1,8 +1,10 @@
 package state
 
 import (
+	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -25,6 +27,7 @@ const (
 	KindPool     Kind = "pools"
 	KindBackend  Kind = "backends"
 	KindTarget   Kind = "target_state"
+	KindLock     Kind = "locks"
 	KindNode     Kind = "nodes"
 	KindAlive    Kind = "alive"
 	KindOwner    Kind = "owners"
@@ -33,7 +36,7 @@ const (
 
 var names = map[Kind]int{
 	KindSettings: 0, KindLadder: 0, KindVIP: 1, KindPool: 1, KindBackend: 2,
-	KindTarget: 1, KindNode: 1, KindAlive: 1, KindOwner: 2, KindClaim: 2,
+	KindTarget: 1, KindLock: 1, KindNode: 1, KindAlive: 1, KindOwner: 2, KindClaim: 2,
 }
 
 // Key is a key of the layout in its parts: A and B are the names that follow
@@ -54,35 +57,40 @@ func (k Key) String() string {
 	return s
 }
 
+const nameForm = "a name of 1 to 63 of a-z, 0-9 and '-', not beginning or ending with '-'"
+
 var validName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 
 // CheckName says whether a name may be used in a key: a label in the form of
 // RFC 1123, in lower case.
 func CheckName(name string) error {
 	if !validName.MatchString(name) {
-		return fmt.Errorf("name %.80q: expected 1 to 63 of a-z, 0-9 and '-', not beginning or ending with '-'", name)
+		return errors.New("name " + Quote(name) + ": expected " + nameForm)
 	}
 	return nil
 }
 
 // ParseKey splits a key below Prefix into its parts.
 func ParseKey(key string) (Key, error) {
+	wrong := func(format string, args ...any) (Key, error) {
+		return Key{}, fmt.Errorf("key %s: %s", Quote(key), fmt.Sprintf(format, args...))
+	}
 	rest, ok := strings.CutPrefix(key, Prefix)
 	if !ok {
-		return Key{}, fmt.Errorf("key %.200q: expected a key below %s", key, Prefix)
+		return wrong("expected a key below %s", Prefix)
 	}
 	parts := strings.Split(rest, "/")
 	kind := Kind(parts[0])
 	n, ok := names[kind]
 	if !ok {
-		return Key{}, fmt.Errorf("key %.200q: unknown kind %.80q", key, parts[0])
+		return wrong("unknown kind %s: expected one of %s", Quote(parts[0]), kinds())
 	}
 	if len(parts)-1 != n {
-		return Key{}, fmt.Errorf("key %.200q: expected %d names after %q, found %d", key, n, kind, len(parts)-1)
+		return wrong("expected %d names after %q, found %d", n, kind, len(parts)-1)
 	}
 	for _, name := range parts[1:] {
 		if err := CheckName(name); err != nil {
-			return Key{}, fmt.Errorf("key %.200q: %w", key, err)
+			return wrong("%v", err)
 		}
 	}
 	k := Key{Kind: kind}
@@ -93,4 +101,13 @@ func ParseKey(key string) (Key, error) {
 		k.B = parts[2]
 	}
 	return k, nil
+}
+
+func kinds() string {
+	var out []string
+	for kind := range names {
+		out = append(out, string(kind))
+	}
+	slices.Sort(out)
+	return strings.Join(out, ", ")
 }

@@ -1,12 +1,13 @@
 package state
 
 import (
+	"bytes"
 	"encoding/json"
-	"fmt"
+	"errors"
+	"maps"
 	"slices"
 	"strings"
 
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
 	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
@@ -17,6 +18,18 @@ type Object struct {
 	Key Key
 	// Value is the stored form.
 	Value []byte
+	// Message is what Value holds.
+	Message proto.Message
+}
+
+// String is the object in an operator's words, for example "VIP sip-1".
+func (o Object) String() string {
+	for kind, k := range objectKinds {
+		if k.kind == o.Key.Kind {
+			return strings.TrimSuffix(kind+" "+strings.Trim(o.Key.A+"/"+o.Key.B, "/"), " ")
+		}
+	}
+	return o.Key.String()
 }
 
 var objectKinds = map[string]struct {
@@ -30,66 +43,61 @@ var objectKinds = map[string]struct {
 	"Backend":  {KindBackend, func() proto.Message { return &medwayv1.Backend{} }},
 }
 
-// ParseObject reads an object in the form in which operators write it: the
-// fields of its value, and beside them kind, name and, for a backend, pool.
+// ParseObject reads an object, as JSON, in the form in which operators write
+// it: the fields of its value, and beside them kind, name and, for a backend,
+// pool. An error is [Invalid]; the object's key is set then as far as it is
+// known.
 func ParseObject(text []byte) (Object, error) {
 	fields := map[string]json.RawMessage{}
 	if err := json.Unmarshal(text, &fields); err != nil {
-		return Object{}, fmt.Errorf("expected an object with a field kind: %w", err)
+		return Object{}, Invalid{{"", "value " + Quote(string(bytes.TrimSpace(text))), "an object with a field kind"}}
 	}
-	var head struct{ Kind, Name, Pool string }
-	for name, into := range map[string]*string{"kind": &head.Kind, "name": &head.Name, "pool": &head.Pool} {
-		if raw, ok := fields[name]; ok {
-			if err := json.Unmarshal(raw, into); err != nil {
-				return Object{}, fieldError(name, string(raw), "a word")
-			}
+	var c checker
+	word := func(field string) (word string) {
+		raw, ok := fields[field]
+		if ok && json.Unmarshal(raw, &word) != nil {
+			c.errs = append(c.errs, FieldError{field, "value " + Quote(string(raw)), "a word"})
 		}
+		delete(fields, field)
+		return word
 	}
-	k, ok := objectKinds[head.Kind]
+	_, hasKind := fields["kind"]
+	kind := word("kind")
+	k, ok := objectKinds[kind]
+	switch {
+	case ok:
+	case !hasKind:
+		c.missing("kind", "one of "+objectNames())
+	case len(c.errs) == 0:
+		c.wrong("kind", kind, "one of "+objectNames())
+	}
 	if !ok {
-		known := []string{}
-		for name := range objectKinds {
-			known = append(known, name)
-		}
-		slices.Sort(known)
-		return Object{}, fieldError("kind", head.Kind, "one of "+strings.Join(known, ", "))
+		return Object{}, c.err()
 	}
-	delete(fields, "kind")
-	key := Key{Kind: k.kind}
+	o := Object{Key: Key{Kind: k.kind}, Message: k.message()}
+	// Checked one by one: a slash in one name may not make up for the lack of the other.
 	switch names[k.kind] {
 	case 1:
-		key.A = head.Name
+		o.Key.A = c.name("name", word("name"))
 	case 2:
-		key.A, key.B = head.Pool, head.Name
-		if err := checkNameField("pool", head.Pool); err != nil {
-			return Object{}, fmt.Errorf("%s: %w", head.Kind, err)
-		}
-		delete(fields, "pool")
+		o.Key.A, o.Key.B = c.name("pool", word("pool")), c.name("name", word("name"))
 	}
-	if names[k.kind] > 0 {
-		// Checked one by one: a slash in one name may not make up for the lack of the other.
-		if err := checkNameField("name", head.Name); err != nil {
-			return Object{}, fmt.Errorf("%s: %w", head.Kind, err)
-		}
-		delete(fields, "name")
+	value, err := json.Marshal(fields)
+	if err == nil {
+		_, err = Decode(o.Key, value)
 	}
-	object, err := stored(key, fields, k.message())
-	if err != nil {
-		return Object{}, fmt.Errorf("%s %s: %w", head.Kind, strings.Trim(key.A+"/"+key.B, "/"), err)
+	if err == nil {
+		err = unmarshal(value, o.Message)
 	}
-	return object, nil
+	var invalid Invalid
+	switch {
+	case errors.As(err, &invalid):
+		c.errs = append(c.errs, invalid...)
+	case err != nil:
+		c.errs = append(c.errs, FieldError{"", Line(err.Error()), "a JSON object"})
+	}
+	o.Value = Encode(o.Message)
+	return o, c.err()
 }
 
-func stored(key Key, fields map[string]json.RawMessage, m proto.Message) (Object, error) {
-	value, err := json.Marshal(fields)
-	if err != nil {
-		return Object{}, err
-	}
-	if _, err := Decode(key, value); err != nil {
-		return Object{}, err
-	}
-	if err := protojson.Unmarshal(value, m); err != nil {
-		return Object{}, err
-	}
-	return Object{Key: key, Value: Encode(m)}, nil
-}
+func objectNames() string { return strings.Join(slices.Sorted(maps.Keys(objectKinds)), ", ") }

@@ -137,6 +137,17 @@ type Target struct {
 	Revision int64
 }
 
+// Lock forbids automatic switchover of a VIP while it exists.
+type Lock struct {
+	Since    time.Time
+	Reason   string
+	From, To string // sites; "" where not said
+	By       string
+	// Malformed is true where no value that could be read is known. It locks
+	// all the same.
+	Malformed bool
+}
+
 // OwnerKey identifies the ownership of a VIP inside a site.
 type OwnerKey struct {
 	Site, VIP string
@@ -183,9 +194,13 @@ type Claim struct {
 }
 
 // Fault is a key whose value, or whose place in the plan, is wrong. The last
-// good value, where there is one, stays in force.
+// good value, where there is one, stays in force. Both texts are printable; Key
+// is that of etcd as long as it is one of the layout.
 type Fault struct {
 	Key, Reason string
+	// Notice is true where the value is in force all the same, and a person
+	// should look at it.
+	Notice bool
 }
 
 // Snapshot is everything at one revision. It is never changed once made.
@@ -197,6 +212,7 @@ type Snapshot struct {
 	Pools    map[string]Pool
 	Backends map[BackendKey]Backend
 	Targets  map[string]Target
+	Locks    map[string]Lock
 	Nodes    map[string]Node
 	Alive    map[string]Alive
 	Owners   map[OwnerKey]Owner

@@ -1157,6 +1157,86 @@ func (x *Claim) GetMed() string {
 	return ""
 }
 
+// Lock is stored under /medway/v1/locks/<vip>: automatic switchover is
+// forbidden until a person removes it. A value that can't be read locks too.
+type Lock struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Since  string                 `protobuf:"bytes,1,opt,name=since,proto3" json:"since,omitempty"` // RFC 3339; required
+	Reason string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Sites.
+	From string `protobuf:"bytes,3,opt,name=from,proto3" json:"from,omitempty"`
+	To   string `protobuf:"bytes,4,opt,name=to,proto3" json:"to,omitempty"`
+	// The node or the person that put it.
+	By            string `protobuf:"bytes,5,opt,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Lock) Reset() {
+	*x = Lock{}
+	mi := &file_medway_v1_medway_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Lock) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Lock) ProtoMessage() {}
+
+func (x *Lock) ProtoReflect() protoreflect.Message {
+	mi := &file_medway_v1_medway_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Lock.ProtoReflect.Descriptor instead.
+func (*Lock) Descriptor() ([]byte, []int) {
+	return file_medway_v1_medway_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Lock) GetSince() string {
+	if x != nil {
+		return x.Since
+	}
+	return ""
+}
+
+func (x *Lock) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Lock) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *Lock) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *Lock) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
 // Status is stored under /medway/status/<node>: what a node does, for people.
 type Status struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -1180,7 +1260,7 @@ type Status struct {
 
 func (x *Status) Reset() {
 	*x = Status{}
-	mi := &file_medway_v1_medway_proto_msgTypes[16]
+	mi := &file_medway_v1_medway_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1192,7 +1272,7 @@ func (x *Status) String() string {
 func (*Status) ProtoMessage() {}
 
 func (x *Status) ProtoReflect() protoreflect.Message {
-	mi := &file_medway_v1_medway_proto_msgTypes[16]
+	mi := &file_medway_v1_medway_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1205,7 +1285,7 @@ func (x *Status) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Status.ProtoReflect.Descriptor instead.
 func (*Status) Descriptor() ([]byte, []int) {
-	return file_medway_v1_medway_proto_rawDescGZIP(), []int{16}
+	return file_medway_v1_medway_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Status) GetNode() string {
@@ -1293,7 +1373,7 @@ type Drift struct {
 
 func (x *Drift) Reset() {
 	*x = Drift{}
-	mi := &file_medway_v1_medway_proto_msgTypes[17]
+	mi := &file_medway_v1_medway_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1305,7 +1385,7 @@ func (x *Drift) String() string {
 func (*Drift) ProtoMessage() {}
 
 func (x *Drift) ProtoReflect() protoreflect.Message {
-	mi := &file_medway_v1_medway_proto_msgTypes[17]
+	mi := &file_medway_v1_medway_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1318,7 +1398,7 @@ func (x *Drift) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drift.ProtoReflect.Descriptor instead.
 func (*Drift) Descriptor() ([]byte, []int) {
-	return file_medway_v1_medway_proto_rawDescGZIP(), []int{17}
+	return file_medway_v1_medway_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Drift) GetMended() uint64 {
@@ -1361,7 +1441,7 @@ type VIPStatus struct {
 
 func (x *VIPStatus) Reset() {
 	*x = VIPStatus{}
-	mi := &file_medway_v1_medway_proto_msgTypes[18]
+	mi := &file_medway_v1_medway_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1373,7 +1453,7 @@ func (x *VIPStatus) String() string {
 func (*VIPStatus) ProtoMessage() {}
 
 func (x *VIPStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_medway_v1_medway_proto_msgTypes[18]
+	mi := &file_medway_v1_medway_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1386,7 +1466,7 @@ func (x *VIPStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VIPStatus.ProtoReflect.Descriptor instead.
 func (*VIPStatus) Descriptor() ([]byte, []int) {
-	return file_medway_v1_medway_proto_rawDescGZIP(), []int{18}
+	return file_medway_v1_medway_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *VIPStatus) GetVip() string {
@@ -1458,7 +1538,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_medway_v1_medway_proto_msgTypes[19]
+	mi := &file_medway_v1_medway_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1470,7 +1550,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_medway_v1_medway_proto_msgTypes[19]
+	mi := &file_medway_v1_medway_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1483,7 +1563,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_medway_v1_medway_proto_rawDescGZIP(), []int{19}
+	return file_medway_v1_medway_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Session) GetNeighbor() string {
@@ -1525,7 +1605,7 @@ type Fault struct {
 
 func (x *Fault) Reset() {
 	*x = Fault{}
-	mi := &file_medway_v1_medway_proto_msgTypes[20]
+	mi := &file_medway_v1_medway_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1537,7 +1617,7 @@ func (x *Fault) String() string {
 func (*Fault) ProtoMessage() {}
 
 func (x *Fault) ProtoReflect() protoreflect.Message {
-	mi := &file_medway_v1_medway_proto_msgTypes[20]
+	mi := &file_medway_v1_medway_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1550,7 +1630,7 @@ func (x *Fault) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fault.ProtoReflect.Descriptor instead.
 func (*Fault) Descriptor() ([]byte, []int) {
-	return file_medway_v1_medway_proto_rawDescGZIP(), []int{20}
+	return file_medway_v1_medway_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Fault) GetSubject() string {
@@ -1702,7 +1782,13 @@ const file_medway_v1_medway_proto_rawDesc = "" +
 	"\x05Owner\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\"\x19\n" +
 	"\x05Claim\x12\x10\n" +
-	"\x03med\x18\x01 \x01(\tR\x03med\"\xc9\x02\n" +
+	"\x03med\x18\x01 \x01(\tR\x03med\"h\n" +
+	"\x04Lock\x12\x14\n" +
+	"\x05since\x18\x01 \x01(\tR\x05since\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x12\n" +
+	"\x04from\x18\x03 \x01(\tR\x04from\x12\x0e\n" +
+	"\x02to\x18\x04 \x01(\tR\x02to\x12\x0e\n" +
+	"\x02by\x18\x05 \x01(\tR\x02by\"\xc9\x02\n" +
 	"\x06Status\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
 	"\x04site\x18\x02 \x01(\tR\x04site\x12\x18\n" +
@@ -1751,7 +1837,7 @@ func file_medway_v1_medway_proto_rawDescGZIP() []byte {
 	return file_medway_v1_medway_proto_rawDescData
 }
 
-var file_medway_v1_medway_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_medway_v1_medway_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_medway_v1_medway_proto_goTypes = []any{
 	(*Settings)(nil),                  // 0: medway.v1.Settings
 	(*Sync)(nil),                      // 1: medway.v1.Sync
@@ -1769,33 +1855,34 @@ var file_medway_v1_medway_proto_goTypes = []any{
 	(*Alive)(nil),                     // 13: medway.v1.Alive
 	(*Owner)(nil),                     // 14: medway.v1.Owner
 	(*Claim)(nil),                     // 15: medway.v1.Claim
-	(*Status)(nil),                    // 16: medway.v1.Status
-	(*Drift)(nil),                     // 17: medway.v1.Drift
-	(*VIPStatus)(nil),                 // 18: medway.v1.VIPStatus
-	(*Session)(nil),                   // 19: medway.v1.Session
-	(*Fault)(nil),                     // 20: medway.v1.Fault
-	nil,                               // 21: medway.v1.Settings.SysctlsEntry
-	nil,                               // 22: medway.v1.VIP.GroupsEntry
-	nil,                               // 23: medway.v1.Announcement.RolesEntry
-	(*descriptorpb.FieldOptions)(nil), // 24: google.protobuf.FieldOptions
+	(*Lock)(nil),                      // 16: medway.v1.Lock
+	(*Status)(nil),                    // 17: medway.v1.Status
+	(*Drift)(nil),                     // 18: medway.v1.Drift
+	(*VIPStatus)(nil),                 // 19: medway.v1.VIPStatus
+	(*Session)(nil),                   // 20: medway.v1.Session
+	(*Fault)(nil),                     // 21: medway.v1.Fault
+	nil,                               // 22: medway.v1.Settings.SysctlsEntry
+	nil,                               // 23: medway.v1.VIP.GroupsEntry
+	nil,                               // 24: medway.v1.Announcement.RolesEntry
+	(*descriptorpb.FieldOptions)(nil), // 25: google.protobuf.FieldOptions
 }
 var file_medway_v1_medway_proto_depIdxs = []int32{
 	1,  // 0: medway.v1.Settings.sync:type_name -> medway.v1.Sync
 	2,  // 1: medway.v1.Settings.timeouts:type_name -> medway.v1.Timeouts
-	21, // 2: medway.v1.Settings.sysctls:type_name -> medway.v1.Settings.SysctlsEntry
+	22, // 2: medway.v1.Settings.sysctls:type_name -> medway.v1.Settings.SysctlsEntry
 	5,  // 3: medway.v1.VIP.services:type_name -> medway.v1.Service
-	22, // 4: medway.v1.VIP.groups:type_name -> medway.v1.VIP.GroupsEntry
+	23, // 4: medway.v1.VIP.groups:type_name -> medway.v1.VIP.GroupsEntry
 	6,  // 5: medway.v1.VIP.announcement:type_name -> medway.v1.Announcement
 	3,  // 6: medway.v1.Announcement.ladder:type_name -> medway.v1.Ladder
-	23, // 7: medway.v1.Announcement.roles:type_name -> medway.v1.Announcement.RolesEntry
+	24, // 7: medway.v1.Announcement.roles:type_name -> medway.v1.Announcement.RolesEntry
 	9,  // 8: medway.v1.Pool.weights:type_name -> medway.v1.Weights
 	10, // 9: medway.v1.Pool.thresholds:type_name -> medway.v1.Thresholds
-	18, // 10: medway.v1.Status.vips:type_name -> medway.v1.VIPStatus
-	19, // 11: medway.v1.Status.sessions:type_name -> medway.v1.Session
-	20, // 12: medway.v1.Status.faults:type_name -> medway.v1.Fault
-	17, // 13: medway.v1.Status.drift:type_name -> medway.v1.Drift
+	19, // 10: medway.v1.Status.vips:type_name -> medway.v1.VIPStatus
+	20, // 11: medway.v1.Status.sessions:type_name -> medway.v1.Session
+	21, // 12: medway.v1.Status.faults:type_name -> medway.v1.Fault
+	18, // 13: medway.v1.Status.drift:type_name -> medway.v1.Drift
 	7,  // 14: medway.v1.Announcement.RolesEntry.value:type_name -> medway.v1.Route
-	24, // 15: medway.v1.since:extendee -> google.protobuf.FieldOptions
+	25, // 15: medway.v1.since:extendee -> google.protobuf.FieldOptions
 	16, // [16:16] is the sub-list for method output_type
 	16, // [16:16] is the sub-list for method input_type
 	16, // [16:16] is the sub-list for extension type_name
@@ -1811,14 +1898,14 @@ func file_medway_v1_medway_proto_init() {
 	file_medway_v1_medway_proto_msgTypes[1].OneofWrappers = []any{}
 	file_medway_v1_medway_proto_msgTypes[3].OneofWrappers = []any{}
 	file_medway_v1_medway_proto_msgTypes[9].OneofWrappers = []any{}
-	file_medway_v1_medway_proto_msgTypes[18].OneofWrappers = []any{}
+	file_medway_v1_medway_proto_msgTypes[19].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_medway_v1_medway_proto_rawDesc), len(file_medway_v1_medway_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   24,
+			NumMessages:   25,
 			NumExtensions: 1,
 			NumServices:   0,
 		},

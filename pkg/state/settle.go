@@ -1,0 +1,270 @@
+package state
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+)
+
+// settle decides which values are in force. Most are as soon as they decode.
+// Those that share something with others are taken or refused whole:
+//
+//   - an address belongs to one VIP, and to no host beside it: closing a node's
+//     own address as a VIP would lock the node out;
+//   - the prefixes that VIPs announce don't overlap: a route has one MED. (A VIP
+//     whose host route lies inside another's prefix is longest-prefix routing,
+//     as meant.)
+//   - an address is in a pool once: the kernel has one destination for it;
+//   - a target is a site of its VIP.
+//
+// What is in force stays so for as long as its own key wants it, whoever else
+// asks for it and however old they are: a bad object harms no other one. Where
+// nothing is in force yet, nodes come first, then the older value. The outcome
+// does not depend on the order in which keys came.
+func (c *Cache) settle() {
+	var stays, pending []*entry
+	for _, e := range c.entries {
+		switch e.key.Kind {
+		case KindVIP, KindBackend, KindNode:
+			e.conflict = ""
+			if e.latest.is(e.good) {
+				stays = append(stays, e)
+			} else {
+				pending = append(pending, e)
+			}
+		case KindTarget:
+		default:
+			e.good = e.latest
+		}
+	}
+	slices.SortFunc(stays, older)
+	slices.SortFunc(pending, older)
+	for loser := admit(stays, pending); loser != nil; loser = admit(stays, pending) {
+		stays = append(stays, loser)
+		pending = slices.DeleteFunc(pending, func(e *entry) bool { return e == loser })
+	}
+	c.settleTargets()
+}
+
+// older orders by who has the better right to what is in force nowhere yet.
+func older(a, b *entry) int {
+	host := func(e *entry) int {
+		if e.key.Kind == KindNode {
+			return 0
+		}
+		return 1
+	}
+	return cmp.Or(cmp.Compare(host(a), host(b)), cmp.Compare(a.latest.revision, b.latest.revision), cmp.Compare(a.key.String(), b.key.String()))
+}
+
+// admit puts the latest value of each pending entry in force that can stand
+// beside the others. Where one that is refused could not keep what it has, since
+// another was given it, admit returns that one and changes nothing in force.
+func admit(stays, pending []*entry) (loser *entry) {
+	h := holdings{addresses: map[netip.Addr]string{}, hosts: map[netip.Addr]string{}, members: map[member]string{}}
+	for _, e := range stays {
+		h.take(e.key, e.good.value)
+	}
+	for _, e := range pending {
+		h.take(e.key, common(e.good.value, e.latest.value))
+	}
+	for _, e := range pending {
+		e.conflict = h.conflict(e.key, e.latest.value)
+		switch {
+		case e.conflict == "":
+			h.take(e.key, e.latest.value)
+		case h.conflict(e.key, e.good.value) != "":
+			return e
+		default:
+			h.take(e.key, e.good.value)
+		}
+	}
+	for _, e := range pending {
+		if e.conflict == "" {
+			e.good = e.latest
+		}
+	}
+	return nil
+}
+
+type member struct {
+	pool    string
+	address netip.Addr
+}
+
+// holdings say who has what, each owner in the words of a fault.
+type holdings struct {
+	addresses, hosts map[netip.Addr]string
+	members          map[member]string
+	prefixes         []held
+}
+
+type held struct {
+	prefix netip.Prefix
+	owner  string
+}
+
+func owned(k Key) string {
+	switch k.Kind {
+	case KindVIP:
+		return "VIP " + k.A
+	case KindNode:
+		return "node " + k.A
+	}
+	return "backend " + k.A + "/" + k.B
+}
+
+func (h *holdings) take(k Key, value any) {
+	owner := owned(k)
+	first := func(m map[netip.Addr]string, a netip.Addr) {
+		if _, ok := m[a]; !ok && a.IsValid() {
+			m[a] = owner
+		}
+	}
+	switch v := value.(type) {
+	case VIP:
+		for _, a := range v.Addresses {
+			first(h.addresses, a)
+		}
+		for _, p := range v.Announcement.Prefixes {
+			h.prefixes = append(h.prefixes, held{p, owner})
+		}
+	case Node:
+		first(h.hosts, v.IPv4)
+		first(h.hosts, v.IPv6)
+	case Backend:
+		for _, a := range []netip.Addr{v.IPv4, v.IPv6} {
+			first(h.hosts, a)
+			if m := (member{k.A, a}); a.IsValid() && h.members[m] == "" {
+				h.members[m] = owner
+			}
+		}
+	}
+}
+
+// conflict says what of a value is another's; "" is nothing.
+func (h *holdings) conflict(k Key, value any) string {
+	owner := owned(k)
+	refuse := func(field string, what fmt.Stringer, holder string) string {
+		return FieldError{field, "value " + Quote(what.String()), "one that " + holder + " does not have: not in force"}.Error()
+	}
+	taken := func(m map[netip.Addr]string, a netip.Addr) bool { return m[a] != "" && m[a] != owner }
+	switch v := value.(type) {
+	case VIP:
+		for i, a := range v.Addresses {
+			for _, m := range []map[netip.Addr]string{h.addresses, h.hosts} {
+				if taken(m, a) {
+					return refuse(fmt.Sprintf("addresses[%d]", i), a, m[a])
+				}
+			}
+		}
+		for i, p := range v.Announcement.Prefixes {
+			for _, other := range h.prefixes {
+				if other.owner != owner && p.Overlaps(other.prefix) {
+					return refuse(fmt.Sprintf("announcement.prefixes[%d]", i), p, fmt.Sprintf("%s (%s)", other.owner, other.prefix))
+				}
+			}
+		}
+	case Node:
+		for _, f := range []struct {
+			field string
+			a     netip.Addr
+		}{{"ipv4", v.IPv4}, {"ipv6", v.IPv6}} {
+			if taken(h.addresses, f.a) {
+				return refuse(f.field, f.a, h.addresses[f.a])
+			}
+		}
+	case Backend:
+		for _, f := range []struct {
+			field string
+			a     netip.Addr
+		}{{v.field(v.IPv4), v.IPv4}, {v.field(v.IPv6), v.IPv6}} {
+			m := member{k.A, f.a}
+			switch {
+			case !f.a.IsValid():
+			case taken(h.addresses, f.a):
+				return refuse(f.field, f.a, h.addresses[f.a])
+			case h.members[m] != "" && h.members[m] != owner:
+				return refuse(f.field, f.a, h.members[m])
+			}
+		}
+	}
+	return ""
+}
+
+// field is the field of the wire form in which an address of a backend is.
+func (b Backend) field(a netip.Addr) string {
+	if a.Is6() && b.IPv4.IsValid() {
+		return "address6"
+	}
+	return "address"
+}
+
+// common is what a value keeps of an older one of the same key.
+func common(before, after any) any {
+	both := func(a, b netip.Addr) netip.Addr {
+		if a == b {
+			return a
+		}
+		return netip.Addr{}
+	}
+	switch b := before.(type) {
+	case VIP:
+		a := after.(VIP)
+		var out VIP
+		for _, address := range a.Addresses {
+			if slices.Contains(b.Addresses, address) {
+				out.Addresses = append(out.Addresses, address)
+			}
+		}
+		for _, p := range a.Announcement.Prefixes {
+			if slices.Contains(b.Announcement.Prefixes, p) {
+				out.Announcement.Prefixes = append(out.Announcement.Prefixes, p)
+			}
+		}
+		return out
+	case Node:
+		a := after.(Node)
+		return Node{IPv4: both(a.IPv4, b.IPv4), IPv6: both(a.IPv6, b.IPv6)}
+	case Backend:
+		a := after.(Backend)
+		return Backend{IPv4: both(a.IPv4, b.IPv4), IPv6: both(a.IPv6, b.IPv6)}
+	}
+	return nil
+}
+
+// settleTargets lets a target take force only if it names a site of its VIP;
+// otherwise the last one that did stays, with its revision.
+func (c *Cache) settleTargets() {
+	for _, e := range c.entries {
+		e.inForce = false
+		if e.key.Kind != KindTarget || e.latest.value == nil {
+			continue
+		}
+		e.conflict = ""
+		site := e.latest.value.(string)
+		v, ok := c.vip(e.key.A)
+		_, member := v.Groups[site]
+		switch {
+		case member:
+			e.good = e.latest
+		case !ok:
+			e.conflict = fmt.Sprintf("VIP %q does not exist", e.key.A)
+		default:
+			e.conflict = fmt.Sprintf("site %q: expected a site of the VIP, one of %s", site, list(v.Groups))
+		}
+		last, _ := e.good.value.(string)
+		_, e.inForce = v.Groups[last]
+	}
+}
+
+// vip is the value in force of a VIP.
+func (c *Cache) vip(name string) (VIP, bool) {
+	e := c.entries[Key{Kind: KindVIP, A: name}.String()]
+	if e == nil {
+		return VIP{}, false
+	}
+	v, ok := e.good.value.(VIP)
+	return v, ok
+}
