@@ -1,23 +1,25 @@
 package agent
 
 import (
-	"bytes"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"net/netip"
+	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
+	"unicode"
 
-	"github.com/goccy/go-yaml"
 	"go.uber.org/zap"
 
 	"github.com/medway-lb/medway/agent/internal/bgp"
 	"github.com/medway-lb/medway/pkg/plan"
 	"github.com/medway-lb/medway/pkg/state"
+	"github.com/medway-lb/medway/pkg/yamlfile"
 )
 
 // Config is the agent's own file: what must be known before etcd can be asked.
@@ -84,76 +86,167 @@ const (
 	defaultGracefulRestart = 120 * time.Second
 )
 
-// LoadConfig reads and checks the agent's file. Its errors name the place.
+// LoadConfig reads and checks the agent's file. Its errors name file, line and
+// column of each field that is wrong.
 func LoadConfig(path string) (Config, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return Config{}, err
 	}
 	c := Config{LeaseTTL: 5 * time.Second, StateDir: "/var/lib/medway"}
-	decoder := yaml.NewDecoder(bytes.NewReader(text), yaml.Strict())
-	if err := decoder.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
-		// Without the lines around it: one of them may hold a password that does not belong there.
-		return c, fmt.Errorf("%s: %s", path, yaml.FormatError(err, false, false))
+	documents, err := yamlfile.Parse(path, text)
+	switch {
+	case err != nil:
+		return c, err
+	case len(documents) == 0:
+		return c, fmt.Errorf("%s: empty: %w", path, c.Validate())
+	case len(documents) > 1:
+		return c, fmt.Errorf("%s: a second document: expected one", documents[1].Place(""))
 	}
-	if err := c.Validate(); err != nil {
-		return c, fmt.Errorf("%s: %w", path, err)
+	if err := documents[0].Decode(&c); err != nil {
+		return c, err
 	}
-	return c, nil
+	return c, documents[0].Locate(c.Validate(), "")
 }
 
 // Validate checks everything that can be checked without touching the host.
-// All that is wrong is said at once.
+// All that is wrong is said at once, as state.FieldErrors.
 func (c Config) Validate() error {
 	var errs []error
 	wrong := func(field string, value any, expected string) {
-		errs = append(errs, fmt.Errorf("field %s: value %q: expected %s", field, fmt.Sprint(value), expected))
+		found := "missing"
+		if text := fmt.Sprint(value); text != "" && text != "invalid IP" {
+			found = "value " + state.Quote(text)
+		}
+		errs = append(errs, state.FieldError{Field: field, Found: found, Expected: expected})
 	}
 	for _, f := range []struct{ field, name string }{{"node", c.Node}, {"site", c.Site}, {"group", c.Group}} {
-		if err := state.CheckName(f.name); err != nil {
-			errs = append(errs, fmt.Errorf("field %s: %w", f.field, err))
+		if state.CheckName(f.name) != nil {
+			wrong(f.field, f.name, "a name of 1 to 63 of a-z, 0-9 and '-', not beginning or ending with '-'")
 		}
 	}
 	if !c.Addresses.IPv4.Is4() || !c.Addresses.IPv4.IsGlobalUnicast() {
 		wrong("addresses.ipv4", c.Addresses.IPv4, "an IPv4 unicast address of this host")
 	}
-	if c.Uplink == "" || len(c.Uplink) > 15 {
-		wrong("uplink", c.Uplink, "the name of a network device")
+	if !validDevice(c.Uplink) {
+		wrong("uplink", c.Uplink, "the name of a network device: 1 to 15 bytes without white space, '/' or ':'")
 	}
 	if c.LeaseTTL < time.Second || c.LeaseTTL > 10*time.Minute {
 		wrong("lease_ttl", c.LeaseTTL, "a duration from 1s to 10m")
 	}
-	if c.StateDir == "" {
-		wrong("state_dir", c.StateDir, "a directory")
+	if !filepath.IsAbs(c.StateDir) {
+		wrong("state_dir", c.StateDir, "the absolute path of a directory")
 	}
 	c.Etcd.validate(wrong)
 	if len(c.BGP.Neighbors) == 0 {
 		wrong("bgp.neighbors", "", "at least one router")
 	}
-	if _, err := bgp.New(c.speaker(nil), zap.NewNop()); err != nil {
-		errs = append(errs, fmt.Errorf("field bgp: %w", err))
+	return errors.Join(append(errs, c.checkSpeaker()...)...)
+}
+
+// validDevice is the kernel's own rule (dev_valid_name in net/core/dev.c).
+func validDevice(name string) bool {
+	return name != "" && len(name) <= 15 && name != "." && name != ".." && !strings.ContainsAny(name, "/:") &&
+		!strings.ContainsFunc(name, unicode.IsSpace) && state.Line(name) == name
+}
+
+// checkSpeaker finds the field to each fault that BGP's own checks find.
+func (c Config) checkSpeaker() []error {
+	_, err := bgp.New(c.speaker(nil), zap.NewNop())
+	var errs []error
+	for _, line := range strings.Split(fmt.Sprint(err), "\n") {
+		if err == nil {
+			break
+		}
+		text := strings.TrimPrefix(line, "bgp: ")
+		field := "bgp"
+		for i, n := range c.BGP.Neighbors {
+			if strings.HasPrefix(text, fmt.Sprintf("neighbour %v", n.Address)) {
+				field = fmt.Sprintf("bgp.neighbors[%d]", i)
+			}
+		}
+		errs = append(errs, state.FieldError{Field: field, Found: text})
 	}
-	return errors.Join(errs...)
+	return errs
 }
 
 func (e Etcd) validate(wrong func(field string, value any, expected string)) {
 	if len(e.Endpoints) == 0 {
 		wrong("etcd.endpoints", "", "at least one URL")
 	}
-	for _, endpoint := range e.Endpoints {
+	for i, endpoint := range e.Endpoints {
+		field := fmt.Sprintf("etcd.endpoints[%d]", i)
 		secure, plain := strings.HasPrefix(endpoint, "https://"), strings.HasPrefix(endpoint, "http://")
+		u, err := url.Parse(endpoint)
 		switch {
 		case !secure && !plain:
-			wrong("etcd.endpoints", endpoint, "a URL that begins with https://")
+			wrong(field, endpoint, "a URL that begins with https://")
+		case err != nil || u.Hostname() == "" || u.User != nil || u.Path != "" || u.RawQuery != "" || u.Fragment != "":
+			// Without its value: there may be a password in it.
+			wrong(field, "(not shown)", "https://HOST:PORT and nothing more")
 		case secure && e.Insecure:
-			wrong("etcd.endpoints", endpoint, "http://, or no \"insecure\" beside it")
+			wrong(field, endpoint, "http://, or no \"insecure\" beside it")
 		case plain && !e.Insecure:
-			wrong("etcd.endpoints", endpoint, "https://, or \"insecure: true\" beside it")
+			wrong(field, endpoint, "https://, or \"insecure: true\" beside it")
 		}
 	}
 	if (e.Cert == "") != (e.Key == "") {
 		wrong("etcd.cert", e.Cert, "cert and key together")
 	}
+}
+
+// CheckFiles opens the files that the configuration names, and says of each what
+// is wrong with it. No error holds a secret.
+func (c Config) CheckFiles() error {
+	var errs []error
+	add := func(err error) { errs = append(errs, err) }
+	if c.Etcd.Key != "" && !c.Etcd.Insecure {
+		add(checkSecret("etcd.key", c.Etcd.Key))
+	}
+	_, err := c.Etcd.tls()
+	add(err)
+	if c.Etcd.Cert != "" && err == nil {
+		add(checkExpiry("etcd.cert", c.Etcd.Cert))
+	}
+	_, err = c.BGP.passwords()
+	add(err)
+	return errors.Join(errs...)
+}
+
+// checkSecret refuses a secret that other users of the host can read, as sshd
+// does. A group may: keys are often shared with one.
+func checkSecret(field, path string) error {
+	info, err := os.Stat(path)
+	switch {
+	case err != nil:
+		return fmt.Errorf("field %s: %w", field, err)
+	case !info.Mode().IsRegular():
+		return fmt.Errorf("field %s: value %q: expected a file", field, path)
+	case info.Mode().Perm()&0o027 != 0:
+		return fmt.Errorf("field %s: value %q: mode %04o: expected no access for others and no writing by its group (chmod 600)", field, path, info.Mode().Perm())
+	}
+	return nil
+}
+
+// checkExpiry says when a certificate is out of its time.
+func checkExpiry(field, path string) error {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("field %s: %w", field, err)
+	}
+	block, _ := pem.Decode(text)
+	if block == nil {
+		return fmt.Errorf("field %s: value %q: expected a file with a PEM certificate", field, path)
+	}
+	certificate, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return fmt.Errorf("field %s: value %q: %w", field, path, err)
+	}
+	if now := time.Now(); now.Before(certificate.NotBefore) || now.After(certificate.NotAfter) {
+		return fmt.Errorf("field %s: value %q: valid from %s to %s: expected a certificate that is valid now", field, path,
+			certificate.NotBefore.Format(time.DateTime), certificate.NotAfter.Format(time.DateTime))
+	}
+	return nil
 }
 
 // tls reads the certificates; nil where TLS is off.
@@ -223,20 +316,34 @@ func (n Neighbor) holdTime() time.Duration {
 	return n.HoldTime
 }
 
+// maxPassword is the kernel's limit (TCP_MD5SIG_MAXKEYLEN).
+const maxPassword = 80
+
 // passwords reads the neighbours' password files.
 func (b BGP) passwords() (map[netip.Addr]string, error) {
 	out := map[netip.Addr]string{}
-	for _, n := range b.Neighbors {
+	var errs []error
+	for i, n := range b.Neighbors {
 		if n.PasswordFile == "" {
+			continue
+		}
+		field := fmt.Sprintf("bgp.neighbors[%d].password_file", i)
+		if err := checkSecret(field, n.PasswordFile); err != nil {
+			errs = append(errs, err)
 			continue
 		}
 		text, err := os.ReadFile(n.PasswordFile)
 		if err != nil {
-			return nil, fmt.Errorf("field bgp.neighbors: password_file: %w", err)
+			errs = append(errs, fmt.Errorf("field %s: %w", field, err))
+			continue
 		}
-		out[n.Address] = strings.TrimSpace(string(text))
+		password := strings.TrimSpace(string(text))
+		if password == "" || len(password) > maxPassword || strings.ContainsAny(password, "\r\n\x00") {
+			errs = append(errs, fmt.Errorf("field %s: value %q: expected a file with one line of 1 to %d bytes", field, n.PasswordFile, maxPassword))
+		}
+		out[n.Address] = password
 	}
-	return out, nil
+	return out, errors.Join(errs...)
 }
 
 func (c Config) self() plan.Self {

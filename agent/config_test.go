@@ -1,14 +1,23 @@
 package agent
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"math/big"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/medway-lb/medway/pkg/state"
 )
 
 // goodConfig is the file of CONFIG.md, without what does not exist yet.
@@ -96,52 +105,62 @@ func TestBadConfigSaysWhereAndWhat(t *testing.T) {
 		name, old, new string
 		want           []string
 	}{
-		{"unknown field", "uplink: eth0", "uplink: eth0\nuplonk: eth1", []string{"[6:1]", `unknown field "uplonk"`}},
-		{"unknown field inside", "  ca: ", "  cafile: x\n  ca: ", []string{"[8:3]", `unknown field "cafile"`}},
-		{"unknown field of a neighbour", "ttl_security: true", "ttl: true", []string{"[15:", `unknown field "ttl"`}},
-		{"duplicate field", "site: dc1\n", "site: dc1\nsite: dc2\n", []string{"[3:1]", `"site" already defined`}},
-		{"not YAML", "site: dc1\n", "site: [dc1\n", []string{"["}},
-		{"a list", goodConfig, "- node\n", []string{"[1:"}},
-		{"wrong type", "as: 65001\n", "as: many\n", []string{"[12:7]"}},
-		{"negative AS", "as: 65001\n", "as: -1\n", []string{"[12:7]"}},
-		{"AS too large", "as: 65001\n", "as: 4294967296\n", []string{"[12:7]"}},
+		{"unknown field", "uplink: eth0", "uplink: eth0\nuplonk: eth1", []string{":6:1: ", "uplonk: unknown: expected one of "}},
+		{"unknown field inside", "  ca: ", "  cafile: x\n  ca: ", []string{":8:3: ", "cafile: unknown: expected one of "}},
+		{"unknown field of a neighbour", "ttl_security: true", "ttl: true", []string{":15:", "ttl: unknown: expected one of "}},
+		{"duplicate field", "site: dc1\n", "site: dc1\nsite: dc2\n", []string{":3:1: ", `"site" already defined`}},
+		{"not YAML", "site: dc1\n", "site: [dc1\n", []string{":3:1: "}},
+		{"a list", goodConfig, "- node\n", []string{":1:1: a list: expected a mapping"}},
+		{"wrong type", "as: 65001\n", "as: many\n", []string{":12:3: field bgp.as: value"}},
+		{"negative AS", "as: 65001\n", "as: -1\n", []string{":12:3: field bgp.as: value"}},
+		{"AS too large", "as: 65001\n", "as: 4294967296\n", []string{":12:3: field bgp.as: value"}},
 
-		{"no node", "node: dc1-lvs-a\n", "", []string{"field node", `name ""`}},
+		{"no node", "node: dc1-lvs-a\n", "", []string{"field node", "missing: expected a name"}},
 		{"bad node", "node: dc1-lvs-a", "node: DC1_LVS", []string{"field node", `"DC1_LVS"`, "1 to 63 of a-z"}},
-		{"no site", "site: dc1\n", "", []string{"field site", `name ""`}},
-		{"no group", "group: dc1-edge1\n", "", []string{"field group", `name ""`}},
+		{"no site", "site: dc1\n", "", []string{"field site", "missing: expected a name"}},
+		{"no group", "group: dc1-edge1\n", "", []string{"field group", "missing: expected a name"}},
 		{"no uplink", "uplink: eth0\n", "", []string{"field uplink", "the name of a network device"}},
 		{"uplink too long", "eth0", "sixteen-bytes-xx", []string{"field uplink", `"sixteen-bytes-xx"`}},
 		{"no address", "addresses: {ipv4: 10.1.0.11}\n", "", []string{"field addresses.ipv4", "IPv4 unicast"}},
 		{"IPv6 address", "{ipv4: 10.1.0.11}", `{ipv4: "2001:db8::1"}`, []string{"field addresses.ipv4", `"2001:db8::1"`, "IPv4 unicast"}},
 		{"multicast address", "{ipv4: 10.1.0.11}", `{ipv4: 224.0.0.1}`, []string{"field addresses.ipv4", `"224.0.0.1"`}},
-		{"malformed address", "{ipv4: 10.1.0.11}", "{ipv4: 10.1.0}", []string{"10.1.0"}},
-		{"prefix for an address", "{ipv4: 10.1.0.11}", "{ipv4: 10.1.0.11/24}", []string{"10.1.0.11/24"}},
+		{"malformed address", "{ipv4: 10.1.0.11}", "{ipv4: 10.1.0}", []string{":4:13: field addresses.ipv4", `"10.1.0"`, "an IPv4 or IPv6 address"}},
+		{"prefix for an address", "{ipv4: 10.1.0.11}", "{ipv4: 10.1.0.11/24}", []string{":4:13: field addresses.ipv4", `"10.1.0.11/24"`}},
 
 		{"no endpoints", `["https://10.1.0.5:2379", "https://10.2.0.5:2379", "https://10.3.0.5:2379"]`, "[]", []string{"field etcd.endpoints", "at least one URL"}},
-		{"no TLS", "https://10.2.0.5", "http://10.2.0.5", []string{"field etcd.endpoints", `"http://10.2.0.5:2379"`, "insecure: true"}},
-		{"no scheme", "https://10.2.0.5", "10.2.0.5", []string{"field etcd.endpoints", `"10.2.0.5:2379"`, "begins with https://"}},
+		{"no TLS", "https://10.2.0.5", "http://10.2.0.5", []string{"field etcd.endpoints[1]", `"http://10.2.0.5:2379"`, "insecure: true"}},
+		{"no scheme", "https://10.2.0.5", "10.2.0.5", []string{"field etcd.endpoints[1]", `"10.2.0.5:2379"`, "begins with https://"}},
 		{"cert without key", "  key: /etc/medway/node.key\n", "", []string{"field etcd.cert", `"/etc/medway/node.pem"`, "cert and key together"}},
 		{"key without cert", "  cert: /etc/medway/node.pem\n", "", []string{"field etcd.cert", "cert and key together"}},
 
-		{"duration without a unit", "lease_ttl: 7s", "lease_ttl: 7", []string{"[17:12]", "LeaseTTL"}},
-		{"malformed duration", "lease_ttl: 7s", "lease_ttl: 7 seconds", []string{"7 seconds"}},
+		{"duration without a unit", "lease_ttl: 7s", "lease_ttl: 7", []string{":17:1: field lease_ttl", `"7"`, "a duration, such as"}},
+		{"malformed duration", "lease_ttl: 7s", "lease_ttl: 7 seconds", []string{":17:1: field lease_ttl", "7 seconds", "a duration"}},
 		{"lease too short", "lease_ttl: 7s", "lease_ttl: 999ms", []string{"field lease_ttl", `"999ms"`, "1s to 10m"}},
 		{"lease too long", "lease_ttl: 7s", "lease_ttl: 10m1s", []string{"field lease_ttl", `"10m1s"`, "1s to 10m"}},
-		{"empty state_dir", "state_dir: /var/tmp/medway", `state_dir: ""`, []string{"field state_dir", "a directory"}},
+		{"uplink with a slash", "eth0", "eth/0", []string{":5:1: field uplink", `"eth/0"`}},
+		{"uplink upwards", "eth0", "..", []string{":5:1: field uplink", `".."`}},
+		{"uplink with white space", "eth0", `"eth 0"`, []string{":5:1: field uplink", `"eth 0"`}},
+		{"uplink with a control character", "eth0", `"eth\e[0m"`, []string{":5:1: field uplink", `"eth\x1b[0m"`}},
+		{"a second document", "state_dir: /var/tmp/medway\n", "---\nnode: other\n", []string{":19:1: a second document: expected one"}},
+		{"not UTF-8", "state_dir: ", "state_dir: /\xff", []string{":18:13: not UTF-8"}},
+		{"an anchor", "site: dc1", "site: &s dc1", []string{":2:7: an anchor, alias or tag"}},
+		{"null", "uplink: eth0", "uplink:", []string{":5:1: field uplink: nothing: expected a string"}},
+		{"a path in an endpoint", "https://10.2.0.5:2379", "https://10.2.0.5:2379/v3", []string{":7:40: field etcd.endpoints[1]", "https://HOST:PORT"}},
+		{"a relative state_dir", "state_dir: /var/tmp/medway", "state_dir: medway", []string{":18:1: field state_dir", `"medway"`, "absolute path"}},
+		{"empty state_dir", "state_dir: /var/tmp/medway", `state_dir: ""`, []string{"field state_dir", "absolute path of a directory"}},
 
 		{"no AS", "  as: 65001\n", "", []string{"field bgp", "AS is missing"}},
 		{"no router id", "  router_id: 10.1.0.11\n", "", []string{"field bgp", "router id"}},
 		{"IPv6 router id", "router_id: 10.1.0.11", `router_id: "::1"`, []string{"field bgp", "router id ::1"}},
-		{"the same neighbour twice", "address: 10.1.0.2", "address: 10.1.0.1", []string{"field bgp", "10.1.0.1 is there twice"}},
+		{"the same neighbour twice", "address: 10.1.0.2", "address: 10.1.0.1", []string{"field bgp.neighbors[1]", "10.1.0.1 is there twice"}},
 		{"neighbour without an address", "{address: 10.1.0.2, ", "{", []string{"field bgp", "not an address"}},
-		{"neighbour without an AS", "as: 65002, ", "", []string{"field bgp", "10.1.0.2", "AS is missing"}},
-		{"hold time too short", "hold_time: 30s", "hold_time: 2s", []string{"field bgp", "10.1.0.2", "hold time 2s"}},
+		{"neighbour without an AS", "as: 65002, ", "", []string{":16:8: field bgp.neighbors[1]", "10.1.0.2", "AS is missing"}},
+		{"hold time too short", "hold_time: 30s", "hold_time: 2s", []string{":16:8: field bgp.neighbors[1]", "10.1.0.2", "hold time 2s"}},
 		{"hold time in parts of seconds", "hold_time: 30s", "hold_time: 30500ms", []string{"field bgp", "hold time 30.5s"}},
 		{"graceful restart too long", "graceful_restart: 0s", "graceful_restart: 4096s", []string{"field bgp", "graceful restart time 1h8m16s"}},
 		{"BFD too fast", "interval: 150ms", "interval: 9ms", []string{"field bgp", "10.1.0.1", "BFD interval 9ms"}},
 		{"BFD without a multiplier", ", multiplier: 3", "", []string{"field bgp", "multiplier 0"}},
-		{"BFD multiplier too large", "multiplier: 3", "multiplier: 256", []string{"[15:"}},
+		{"BFD multiplier too large", "multiplier: 3", "multiplier: 256", []string{":15:"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			if !strings.Contains(goodConfig, test.old) {
@@ -198,7 +217,131 @@ func TestMissingFilesAreNamed(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	bgp := BGP{Neighbors: []Neighbor{{PasswordFile: "/nowhere/secret"}}}
-	if _, err := bgp.passwords(); err == nil || !strings.Contains(err.Error(), "password_file: open /nowhere/secret") {
+	if _, err := bgp.passwords(); err == nil || !strings.Contains(err.Error(), "password_file: stat /nowhere/secret") {
 		t.Errorf("%v", err)
 	}
+}
+
+// TestNoErrorHoldsASecret: what is misplaced or malformed is not shown.
+func TestNoErrorHoldsASecret(t *testing.T) {
+	const secret = "hunter2"
+	for name, text := range map[string]string{
+		"a field that is not there": strings.Replace(goodConfig, "password_file: /etc/medway/edge1.secret", "password: "+secret, 1),
+		"in an endpoint":            strings.Replace(goodConfig, "https://10.1.0.5", "https://root:"+secret+"@10.1.0.5", 1),
+		"beside a fault of YAML":    strings.Replace(goodConfig, "site: dc1", "site: [dc1\npassword: "+secret, 1),
+	} {
+		if _, _, err := load(t, text); err == nil || strings.Contains(err.Error(), secret) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestCheckFiles: `medway-agent run --check` says what would fail at the start.
+func TestCheckFiles(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string, mode os.FileMode) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	cert, key := certificate(t, time.Now().Add(time.Hour))
+	expired, expiredKey := certificate(t, time.Now().Add(-time.Hour))
+	good := Config{
+		Etcd: Etcd{CA: write("ca.pem", cert, 0o644), Cert: write("c.pem", cert, 0o644), Key: write("k.pem", key, 0o600)},
+		BGP:  BGP{Neighbors: []Neighbor{{Address: netip.MustParseAddr("10.1.0.1"), PasswordFile: write("secret", "hunter2\n", 0o640)}}},
+	}
+	if err := good.CheckFiles(); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		name   string
+		change func(*Config)
+		want   []string
+	}{
+		{"a CA that is none", func(c *Config) { c.Etcd.CA = write("x", "hunter2", 0o600) }, []string{"field etcd.ca", "PEM"}},
+		{"a key of another certificate", func(c *Config) { c.Etcd.Key = write("k2.pem", expiredKey, 0o600) }, []string{"field etcd.cert"}},
+		{"an expired certificate", func(c *Config) {
+			c.Etcd.Cert, c.Etcd.Key = write("e.pem", expired, 0o644), write("e.key", expiredKey, 0o600)
+		}, []string{"field etcd.cert", "valid now"}},
+		{"a key that all may read", func(c *Config) { c.Etcd.Key = write("open.pem", key, 0o644) }, []string{"field etcd.key", "mode 0644", "chmod 600"}},
+		{"a password that all may read", func(c *Config) { c.BGP.Neighbors[0].PasswordFile = write("open", "hunter2", 0o604) }, []string{"field bgp.neighbors[0].password_file", "mode 0604"}},
+		{"a password that a group may write", func(c *Config) { c.BGP.Neighbors[0].PasswordFile = write("group", "hunter2", 0o660) }, []string{"password_file", "mode 0660"}},
+		{"an empty password", func(c *Config) { c.BGP.Neighbors[0].PasswordFile = write("empty", "\n", 0o600) }, []string{"password_file", "one line of 1 to 80 bytes"}},
+		{"two passwords", func(c *Config) { c.BGP.Neighbors[0].PasswordFile = write("two", "hunter2\nhunter3\n", 0o600) }, []string{"one line of 1 to 80 bytes"}},
+		{"a password too long", func(c *Config) {
+			c.BGP.Neighbors[0].PasswordFile = write("long", strings.Repeat("hunter2", 12), 0o600)
+		}, []string{"one line of 1 to 80 bytes"}},
+		{"a folder", func(c *Config) { c.BGP.Neighbors[0].PasswordFile = dir }, []string{"expected a file"}},
+		{"two at once", func(c *Config) {
+			c.Etcd.CA, c.BGP.Neighbors[0].PasswordFile = "/nowhere/ca", "/nowhere/secret"
+		}, []string{"/nowhere/ca", "/nowhere/secret"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c := good
+			c.BGP.Neighbors = slices.Clone(good.BGP.Neighbors)
+			test.change(&c)
+			err := c.CheckFiles()
+			if err == nil {
+				t.Fatal("accepted")
+			}
+			for _, part := range test.want {
+				if !strings.Contains(err.Error(), part) {
+					t.Errorf("error %q, expected it to contain %q", err, part)
+				}
+			}
+			if strings.Contains(err.Error(), "hunter") {
+				t.Errorf("a secret in %q", err)
+			}
+		})
+	}
+}
+
+// certificate makes one, and its key, that is valid until a time.
+func certificate(t *testing.T, until time.Time) (cert, key string) {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: until.Add(-2 * time.Hour), NotAfter: until}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &private.PublicKey, private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := x509.MarshalECPrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), string(pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: raw}))
+}
+
+func FuzzLoadConfig(f *testing.F) {
+	for _, seed := range []string{
+		"", goodConfig, "node: a\n---\nnode: b\n", "{}", "[]", "a: &x [*x]\n", "? {a: 1}\n: 2\n", "bgp: {neighbors: [{}]}", "lease_ttl: 1e9s", "\xff", "a: |\n  b\n",
+	} {
+		f.Add([]byte(seed))
+	}
+	path := filepath.Join(f.TempDir(), "agent.yaml")
+	f.Fuzz(func(t *testing.T, text []byte) {
+		if err := os.WriteFile(path, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c, err := LoadConfig(path)
+		if err != nil {
+			for line := range strings.Lines(err.Error()) {
+				if line = strings.TrimSuffix(line, "\n"); len(line) > 1000 || state.Line(line) != line {
+					t.Errorf("%d bytes, or not printable: %.1000q", len(line), line)
+				}
+			}
+			return
+		}
+		if err := c.Validate(); err != nil {
+			t.Errorf("loaded, but not valid: %v", err)
+		}
+	})
 }

@@ -25,6 +25,7 @@ var mayImport = map[string][]string{
 	"pkg/plan":      {"pkg/state"},
 	"pkg/reconcile": {},
 	"pkg/store":     {"pkg/state"},
+	"pkg/yamlfile":  {"pkg/state"},
 
 	"agent":                      {"pkg/...", "agent/internal/..."},
 	"agent/internal/sysctl":      {"pkg/plan", "pkg/reconcile"},
@@ -45,6 +46,7 @@ var mayImport = map[string][]string{
 var exceptions = []struct{ from, to, reason string }{
 	{"agent", "proto/medway/v1", "it composes the values that it writes: its node, claims, ownership and status"},
 	{"coordinator/cmd/medwayctl", "pkg/state", "until there is a coordinator to ask, it reads and writes etcd itself"},
+	{"coordinator/cmd/medwayctl", "pkg/yamlfile", "it reads the files of intent"},
 	{"coordinator/cmd/medwayctl", "pkg/store", "until there is a coordinator to ask, it reads and writes etcd itself"},
 }
 

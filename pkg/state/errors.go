@@ -19,12 +19,16 @@ type FieldError struct {
 	// Field is the path to it in the names of the wire form, for example
 	// "services[0].port" or "groups.dc1"; "" is the value as a whole.
 	Field string
-	// Found says what is there, Expected what should be.
+	// Found says what is there, Expected what should be; "" where Found says
+	// that too.
 	Found, Expected string
 }
 
 func (e FieldError) Error() string {
-	text := e.Found + ": expected " + e.Expected
+	text := e.Found
+	if e.Expected != "" {
+		text += ": expected " + e.Expected
+	}
 	if e.Field != "" {
 		text = "field " + e.Field + ": " + text
 	}

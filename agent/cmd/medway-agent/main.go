@@ -53,6 +53,9 @@ state then: a stop and a start under calls loses none.`,
 				return err
 			}
 			if check {
+				if err := c.CheckFiles(); err != nil {
+					return fmt.Errorf("%s: %w", config, err)
+				}
 				fmt.Fprintf(cmd.OutOrStdout(), "%s is good\n", config)
 				return nil
 			}
@@ -69,7 +72,7 @@ state then: a stop and a start under calls loses none.`,
 		},
 	}
 	cmd.Flags().StringVarP(&config, "config", "c", "/etc/medway/agent.yaml", "the agent's `file`")
-	cmd.Flags().BoolVar(&check, "check", false, "check the file and exit")
+	cmd.Flags().BoolVar(&check, "check", false, "check the file and those that it names, and exit")
 	cmd.Flags().StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	cmd.Flags().StringVar(&format, "log-format", "console", "console or json")
 	return cmd

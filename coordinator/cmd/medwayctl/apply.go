@@ -6,32 +6,35 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"os"
-	"path/filepath"
+	"regexp"
 	"slices"
-	"strings"
 
-	"github.com/goccy/go-yaml"
 	"github.com/spf13/cobra"
 
 	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
 )
 
+// errDiffers ends `apply --dry-run` where something would be written.
+var errDiffers = errors.New("objects differ from what is stored")
+
 func apply(c *connection) *cobra.Command {
-	var path string
+	var paths []string
 	var dryRun bool
 	cmd := &cobra.Command{
-		Use:   "apply -f DIR",
+		Use:   "apply -f FILE|DIR|-",
 		Short: "Load VIPs, pools, backends and settings from YAML files",
-		Long: `Load objects from a YAML file, or from all *.yaml files of a directory, after
-checking every one of them, by itself and beside what is stored: if one is wrong,
-nothing is written. An object is replaced as a whole. What is in etcd and not in
-the files stays; delete it with etcdctl del.`,
+		Long: `Load objects from a YAML file, from all *.yaml and *.yml files of a directory, or
+with "-" from standard input, after checking every one of them, by itself and
+beside what is stored: if one is wrong, all that is wrong is said and nothing is
+written. An object is replaced as a whole. What is in etcd and not in the files
+stays; delete it with etcdctl del.
+
+Exit status: 0 done, or with --dry-run nothing to do; 1 an error; 2 with
+--dry-run: something would be written.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			objects, err := readObjects(path)
+			objects, err := readObjects(paths, cmd.InOrStdin())
 			if err != nil {
 				return err
 			}
@@ -40,65 +43,98 @@ the files stays; delete it with etcdctl del.`,
 			return applyObjects(ctx, c, objects, dryRun, cmd.OutOrStdout())
 		},
 	}
-	cmd.Flags().StringVarP(&path, "filename", "f", "", "`file` or directory to load")
+	cmd.Flags().StringArrayVarP(&paths, "filename", "f", nil, "`file` or directory to load, or - for standard input; may be repeated")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "show the difference and write nothing")
 	_ = cmd.MarkFlagRequired("filename")
 	return cmd
 }
 
-// applyObjects writes what differs, in one transaction that fails if someone
-// else has changed one of the objects in between.
-func applyObjects(ctx context.Context, c *connection, objects []state.Object, dryRun bool, out io.Writer) error {
+// applyObjects writes what differs, in transactions that fail if someone else
+// has changed one of their objects in between.
+func applyObjects(ctx context.Context, c *connection, objects []object, dryRun bool, out io.Writer) error {
 	client, err := c.open()
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	if err := checkTogether(ctx, client, objects); err != nil {
-		return err
-	}
-	var guards []store.Guard
-	var puts []store.Put
-	for _, o := range objects {
-		key := o.Key.String()
-		have, found, err := client.Get(ctx, key)
-		if err != nil {
-			return fmt.Errorf("read %s: %w", key, err)
-		}
-		switch {
-		case found && bytes.Equal(have.Value, o.Value):
-			fmt.Fprintf(out, "  %s\n", key)
-			continue
-		case found:
-			fmt.Fprintf(out, "~ %s\n    - %s\n    + %s\n", key, have.Value, o.Value)
-		default:
-			fmt.Fprintf(out, "+ %s\n    + %s\n", key, o.Value)
-		}
-		guards = append(guards, store.Guard{Key: key, ModRevision: have.ModRevision})
-		puts = append(puts, store.Put{Key: key, Value: o.Value})
-	}
-	if dryRun || len(puts) == 0 {
-		fmt.Fprintf(out, "%d of %d objects differ\n", len(puts), len(objects))
-		return nil
-	}
-	committed, revision, err := client.Commit(ctx, guards, puts, nil)
-	switch {
-	case err != nil:
-		return fmt.Errorf("write: %w", err)
-	case !committed:
-		return errors.New("nothing was written: someone else changed an object at the same time; look again with --dry-run")
-	}
-	fmt.Fprintf(out, "%d of %d objects written at revision %d\n", len(puts), len(objects), revision)
-	return nil
-}
-
-// checkTogether refuses objects that would be wrong beside what is stored: a VIP
-// that names a pool that is nowhere, or another VIP's address.
-func checkTogether(ctx context.Context, client *store.Client, objects []state.Object) error {
 	entries, revision, err := client.List(ctx, state.Prefix)
 	if err != nil {
 		return fmt.Errorf("read %s: %w", state.Prefix, err)
 	}
+	notices, err := checkTogether(entries, revision, objects)
+	if err != nil {
+		return err
+	}
+	stored := map[string]store.Entry{}
+	for _, e := range entries {
+		stored[e.Key] = e
+	}
+	// What others name comes before those that name it.
+	slices.SortStableFunc(objects, func(a, b object) int { return slices.Index(order, a.Key.Kind) - slices.Index(order, b.Key.Kind) })
+	var changed []object
+	for _, o := range objects {
+		have, found := stored[o.Key.String()]
+		if !found || !bytes.Equal(have.Value, o.Value) {
+			changed = append(changed, o)
+		}
+		writeDiff(out, o, have.Value, found)
+	}
+	for _, notice := range notices {
+		fmt.Fprintln(out, "note:", notice)
+	}
+	if dryRun || len(changed) == 0 {
+		fmt.Fprintf(out, "%d of %d objects differ\n", len(changed), len(objects))
+		if len(changed) > 0 {
+			return errDiffers
+		}
+		return nil
+	}
+	return writeObjects(ctx, client, changed, stored, len(objects), out)
+}
+
+// order is that in which kinds are written.
+var order = []state.Kind{state.KindSettings, state.KindLadder, state.KindPool, state.KindBackend, state.KindVIP}
+
+// maxBatch keeps a transaction below etcd's limit of 1.5 MiB.
+const maxBatch = 1 << 20
+
+// writeObjects writes in as few transactions as etcd's limits allow: one, for
+// up to 128 objects.
+func writeObjects(ctx context.Context, client *store.Client, objects []object, stored map[string]store.Entry, all int, out io.Writer) error {
+	written, last := 0, int64(0)
+	for written < len(objects) {
+		var guards []store.Guard
+		var puts []store.Put
+		size := 0
+		for _, o := range objects[written:] {
+			key := o.Key.String()
+			size += 2*len(key) + len(o.Value)
+			if len(puts) == store.MaxOps || len(puts) > 0 && size > maxBatch {
+				break
+			}
+			guards = append(guards, store.Guard{Key: key, ModRevision: stored[key].ModRevision})
+			puts = append(puts, store.Put{Key: key, Value: o.Value})
+		}
+		committed, revision, err := client.Commit(ctx, guards, puts, nil)
+		state := fmt.Sprintf("%d of %d objects were written", written, len(objects))
+		switch {
+		case err != nil:
+			return fmt.Errorf("%s: write: %w", state, err)
+		case !committed:
+			return fmt.Errorf("%s: someone else changed an object at the same time: look again with --dry-run", state)
+		}
+		written += len(puts)
+		last = revision
+	}
+	fmt.Fprintf(out, "%d of %d objects written at revision %d\n", written, all, last)
+	return nil
+}
+
+// checkTogether refuses objects that would be wrong beside what is stored, such
+// as a VIP that names a pool that is nowhere, or another VIP's address, and
+// those that a node does not understand yet. It returns what is right but
+// should be looked at.
+func checkTogether(entries []store.Entry, revision int64, objects []object) (notices []string, err error) {
 	cache := state.NewCache()
 	for _, e := range entries {
 		cache.Put(e.Key, e.Value, e.ModRevision, e.Lease)
@@ -107,122 +143,56 @@ func checkTogether(ctx context.Context, client *store.Client, objects []state.Ob
 	for _, f := range cache.Snapshot().Faults {
 		before[f] = true
 	}
+	from := map[string]object{}
 	for _, o := range objects {
+		from[o.Key.String()] = o
 		cache.Put(o.Key.String(), o.Value, revision+1, 0)
 	}
 	var errs []error
 	for _, f := range cache.Snapshot().Faults {
-		if !before[f] {
-			errs = append(errs, fmt.Errorf("%s: %s", f.Key, f.Reason))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// readObjects reads and checks all objects of a file or directory; it says all
-// that is wrong at once.
-func readObjects(path string) ([]state.Object, error) {
-	files := []string{path}
-	if info, err := os.Stat(path); err != nil {
-		return nil, err
-	} else if info.IsDir() {
-		if files, err = yamlFiles(path); err != nil {
-			return nil, err
-		}
-	}
-	var objects []state.Object
-	var errs []error
-	from := map[string]string{}
-	for _, file := range files {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			return nil, err
-		}
-		for _, d := range documents(text) {
-			place := fmt.Sprintf("%s:%d", file, d.line)
-			json, err := yaml.YAMLToJSON(d.text)
-			if err != nil {
-				errs = append(errs, fmt.Errorf("%s: %w", place, err))
-				continue
-			}
-			o, err := state.ParseObject(json)
-			if err != nil {
-				errs = append(errs, fmt.Errorf("%s: %w", place, err))
-				continue
-			}
-			key := o.Key.String()
-			if first, twice := from[key]; twice {
-				errs = append(errs, fmt.Errorf("%s: %s is in %s already", place, key, first))
-			}
-			from[key] = place
-			objects = append(objects, o)
-		}
-	}
-	if len(objects) == 0 && len(errs) == 0 {
-		return nil, fmt.Errorf("%s: expected at least one object", path)
-	}
-	return objects, errors.Join(errs...)
-}
-
-func yamlFiles(dir string) ([]string, error) {
-	var files []string
-	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err == nil && !d.IsDir() && slices.Contains([]string{".yaml", ".yml"}, filepath.Ext(path)) {
-			files = append(files, path)
-		}
-		return err
-	})
-	return files, err
-}
-
-type document struct {
-	line int
-	text []byte
-}
-
-// documents splits a YAML stream, so that errors can name the line on which an
-// object begins.
-func documents(text []byte) []document {
-	var out []document
-	current := document{line: 1}
-	flush := func(next int) {
-		if len(bytes.TrimSpace(stripComments(current.text))) > 0 {
-			out = append(out, current)
-		}
-		current = document{line: next}
-	}
-	for i, line := range strings.SplitAfter(string(text), "\n") {
-		if rest, ok := marker(line); ok {
-			flush(i + 2)
-			if rest != "" && rest[0] != '#' {
-				current = document{line: i + 1, text: []byte(rest + "\n")}
-			}
+		if before[f] {
 			continue
 		}
-		current.text = append(current.text, line...)
-	}
-	flush(0)
-	return out
-}
-
-// marker says whether a line begins or ends a document (YAML 1.2, 9.1.2), and
-// returns what follows the marker on it.
-func marker(line string) (rest string, ok bool) {
-	for _, m := range []string{"---", "..."} {
-		rest, ok := strings.CutPrefix(line, m)
-		if ok && (rest == "" || strings.ContainsRune(" \t\r\n", rune(rest[0]))) {
-			return strings.TrimSpace(rest), true
+		text := f.Key + ": " + f.Reason
+		if o, ours := from[f.Key]; ours {
+			field := ""
+			if match := faultField.FindStringSubmatch(f.Reason); match != nil {
+				field = match[1]
+			}
+			text = fmt.Sprintf("%s: %s: %s", o.document.Place(field), o, f.Reason)
+		}
+		if f.Notice {
+			notices = append(notices, text)
+		} else {
+			errs = append(errs, errors.New(text))
 		}
 	}
-	return "", false
+	errs = append(errs, checkSchema(entries, objects)...)
+	return notices, errors.Join(errs...)
 }
 
-func stripComments(text []byte) []byte {
-	var out []byte
-	for line := range bytes.Lines(text) {
-		if !bytes.HasPrefix(bytes.TrimSpace(line), []byte("#")) {
-			out = append(out, line...)
+// faultField finds the field in a fault's reason.
+var faultField = regexp.MustCompile(`^field (\S+): `)
+
+// checkSchema holds back fields that not every node understands: one that does
+// not would refuse the whole value. A key that a dead node left behind counts,
+// since the node may come back.
+func checkSchema(entries []store.Entry, objects []object) (errs []error) {
+	oldest, node := uint32(state.Schema), ""
+	for _, e := range entries {
+		k, err := state.ParseKey(e.Key)
+		if err != nil || k.Kind != state.KindNode {
+			continue
+		}
+		if schema := state.SchemaOf(e.Value); schema < oldest {
+			oldest, node = schema, k.A
 		}
 	}
-	return out
+	for _, o := range objects {
+		for _, f := range state.NewerFields(o.Message, oldest) {
+			errs = append(errs, fmt.Errorf("%s: %s: field %s needs schema %d; node %s knows %d: upgrade its agent first, or, if the node is gone for good: etcdctl del %s",
+				o.document.Place(f.Field), o, f.Field, f.Since, node, oldest, state.Key{Kind: state.KindNode, A: node}))
+		}
+	}
+	return errs
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -55,7 +56,7 @@ func TestReadObjects(t *testing.T) {
 		"notes.txt":    "kind: Nonsense",
 		"b/swap.yaml~": "kind: Nonsense",
 	})
-	objects, err := readObjects(dir)
+	objects, err := readObjects([]string{dir}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,26 +87,26 @@ func TestBadFilesSayWhereAndWhat(t *testing.T) {
 		{
 			"two faults in two files",
 			map[string]string{"a.yaml": poolText + "---\n" + "kind: Pol\nname: x\n", "b.yaml": "\n\n---\nkind: Pool\nname: X\n"},
-			[]string{`DIR/a.yaml:5: field kind: value "Pol"`, `DIR/b.yaml:4: Pool: field name: name "X"`},
+			[]string{`DIR/a.yaml:5:1: field kind: value "Pol"`, `DIR/b.yaml:5:1: Pool X: field name: value "X"`},
 		},
 		{
 			"twice in one file", map[string]string{"a.yaml": poolText + "---\n" + poolText},
-			[]string{"DIR/a.yaml:5: /medway/v1/pools/sbc is in DIR/a.yaml:1 already"},
+			[]string{"DIR/a.yaml:5:1: Pool sbc is in DIR/a.yaml:1:1 already"},
 		},
 		{
 			"twice in two files", map[string]string{"a.yaml": poolText, "b/c.yaml": poolText},
-			[]string{"DIR/b/c.yaml:1: /medway/v1/pools/sbc is in DIR/a.yaml:1 already"},
+			[]string{"DIR/b/c.yaml:1:1: Pool sbc is in DIR/a.yaml:1:1 already"},
 		},
-		{"not YAML", map[string]string{"a.yaml": "---\nkind: [\n"}, []string{"DIR/a.yaml:2: "}},
-		{"duplicate field", map[string]string{"a.yaml": poolText + "scheduler: rr\n"}, []string{"DIR/a.yaml:1: ", `"scheduler" already defined`}},
-		{"unknown field", map[string]string{"a.yaml": poolText + "schedular: rr\n"}, []string{`DIR/a.yaml:1: Pool sbc: `, `unknown field "schedular"`}},
-		{"a list", map[string]string{"a.yaml": "- kind: Pool\n"}, []string{"DIR/a.yaml:1: expected an object"}},
-		{"beside the marker", map[string]string{"a.yaml": poolText + "--- {kind: Pol}\n"}, []string{`DIR/a.yaml:4: field kind: value "Pol"`}},
-		{"after the end of a document", map[string]string{"a.yaml": poolText + "...\nkind: Pol\n"}, []string{`DIR/a.yaml:5: field kind: value "Pol"`}},
+		{"not YAML", map[string]string{"a.yaml": "---\nkind: [\n"}, []string{"DIR/a.yaml:2:7: "}},
+		{"duplicate field", map[string]string{"a.yaml": poolText + "scheduler: rr\n"}, []string{"DIR/a.yaml:4:1: ", `"scheduler" already defined`}},
+		{"unknown field", map[string]string{"a.yaml": poolText + "schedular: rr\n"}, []string{`DIR/a.yaml:4:1: Pool sbc: field schedular: unknown in schema 2: expected one of scheduler`}},
+		{"a list", map[string]string{"a.yaml": "- kind: Pool\n"}, []string{"DIR/a.yaml:1:1: ", "expected an object"}},
+		{"beside the marker", map[string]string{"a.yaml": poolText + "--- {kind: Pol}\n"}, []string{`DIR/a.yaml:4:6: field kind: value "Pol"`}},
+		{"after the end of a document", map[string]string{"a.yaml": poolText + "...\nkind: Pol\n"}, []string{`DIR/a.yaml:5:1: field kind: value "Pol"`}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			dir := files(t, test.texts)
-			_, err := readObjects(dir)
+			_, err := readObjects([]string{dir}, nil)
 			if err == nil {
 				t.Fatal("accepted")
 			}
@@ -116,44 +117,115 @@ func TestBadFilesSayWhereAndWhat(t *testing.T) {
 			}
 		})
 	}
-	if _, err := readObjects("/nowhere"); err == nil || !strings.Contains(err.Error(), "/nowhere") {
+	if _, err := readObjects([]string{"/nowhere"}, nil); err == nil || !strings.Contains(err.Error(), "/nowhere") {
 		t.Errorf("%v", err)
 	}
 }
 
-func TestDocuments(t *testing.T) {
-	type doc struct {
-		Line int
-		Text string
+// TestStandardInput, and several paths, are one set of objects.
+func TestStandardInput(t *testing.T) {
+	dir := files(t, map[string]string{"a.yaml": poolText})
+	objects, err := readObjects([]string{"-", dir}, strings.NewReader(vipText))
+	if err != nil || len(objects) != 2 {
+		t.Errorf("%d objects, %v", len(objects), err)
 	}
+	_, err = readObjects([]string{dir, "-"}, strings.NewReader(poolText+"---\nkind: Pool\n"))
+	for _, want := range []string{"stdin:5:1: Pool: field name: missing", "stdin:1:1: Pool sbc is in " + dir + "/a.yaml:1:1 already"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v, expected it to contain %q", err, want)
+		}
+	}
+	if _, err = readObjects([]string{"-"}, strings.NewReader("")); err == nil || !strings.Contains(err.Error(), "-: expected at least one object") {
+		t.Error(err)
+	}
+}
+
+// entries are what is stored, key below the prefix to value.
+func entries(values map[string]string) (out []store.Entry) {
+	for key, value := range values {
+		out = append(out, store.Entry{Key: state.Prefix + key, Value: []byte(value), ModRevision: 5})
+	}
+	return out
+}
+
+// TestCheckTogether: what is right by itself may be wrong beside what is stored.
+func TestCheckTogether(t *testing.T) {
+	const (
+		node  = `{"machine_id":"m","site":"dc1","group":"g1","ipv4":"10.1.0.11","sync_address":"169.254.3.4"`
+		other = `{"addresses":["203.0.113.10"],"groups":{"dc1":"g1"},"services":[{"protocol":"tcp","port":5060,"pool":"sbc"}]}`
+	)
+	newer := vipText + "announcement:\n  communities: [\"1:2\"]\n  roles: {backup: {prepend: 2}}\n"
 	for _, test := range []struct {
 		name, text string
-		want       []doc
+		stored     map[string]string
+		want       []string // parts of the error; "-" is none
+		notice     string
 	}{
-		{"empty", "", nil},
-		{"one", "a: 1\n", []doc{{1, "a: 1\n"}}},
-		{"without a last newline", "a: 1", []doc{{1, "a: 1"}}},
-		{"leading marker", "---\na: 1\n", []doc{{2, "a: 1\n"}}},
-		{"trailing marker", "a: 1\n---\n", []doc{{1, "a: 1\n"}}},
-		{"markers only", "---\n---\n---", nil},
-		{"two", "a: 1\n---\nb: 2\n", []doc{{1, "a: 1\n"}, {3, "b: 2\n"}}},
-		{"empty one between", "a: 1\n---\n\n# no\n---\nb: 2\n", []doc{{1, "a: 1\n"}, {6, "b: 2\n"}}},
-		{"CRLF", "---\r\na: 1\r\n---\r\nb: 2\r\n", []doc{{2, "a: 1\r\n"}, {4, "b: 2\r\n"}}},
-		{"white space and comments after the marker", "a: 1\n---  \nb: 2\n---\t# c\nc: 3\n", []doc{{1, "a: 1\n"}, {3, "b: 2\n"}, {5, "c: 3\n"}}},
-		{"content after the marker", "a: 1\n--- {b: 2}\n", []doc{{1, "a: 1\n"}, {2, "{b: 2}\n"}}},
-		{"end marker", "a: 1\n...\nb: 2\n", []doc{{1, "a: 1\n"}, {3, "b: 2\n"}}},
-		{"no marker", "a: |\n  ---\n  b\n----\n---x\n", []doc{{1, "a: |\n  ---\n  b\n----\n---x\n"}}},
-		{"comments stay, for the lines of YAML's own errors", "# c\na: 1\n", []doc{{1, "# c\na: 1\n"}}},
+		{"a missing pool", vipText, nil, []string{`stdin:6:33: VIP sip-1: field services[0].pool: pool "sbc" does not exist`}, ""},
+		{"a pool that comes with it", vipText + "---\n" + poolText, nil, []string{"-"}, `VIP sip-1: field services[0].pool: pool "sbc" has no backend with an IPv4 address`},
+		{"another VIP's address", vipText, map[string]string{"pools/sbc": "{}", "vips/other": other}, []string{`stdin:3:13: VIP sip-1: field addresses[0]: value "203.0.113.10": expected one that VIP other does not have`}, ""},
+		{
+			"two of them in the files", vipText + "---\n" + poolText + "---\n" + strings.Replace(vipText, "sip-1", "sip-2", 1), nil,
+			[]string{`stdin:14:13: VIP sip-2: field addresses[0]`}, "",
+		},
+		{"two backends with one address", poolText + "---\n" + backendText + "---\n" + strings.Replace(backendText, "b1", "b2", 1), nil, []string{`stdin:15:1: Backend sbc/b2: field address`}, ""},
+		{"what was wrong before", backendText, map[string]string{"vips/other": "?", "pools/sbc": "{}"}, []string{"-"}, ""},
+		{
+			"a field that a node does not know", newer + "---\n" + poolText, map[string]string{"nodes/n-old": node + "}", "nodes/n-new": node + `,"schema":2}`},
+			[]string{"stdin:9:3: VIP sip-1: field announcement.roles needs schema 2; node n-old knows 1: upgrade its agent first, or, if the node is gone for good: etcdctl del /medway/v1/nodes/n-old"}, "",
+		},
+		{"a field that all nodes know", newer + "---\n" + poolText, map[string]string{"nodes/n-new": node + `,"schema":2}`}, []string{"-"}, ""},
+		{"a node newer than this tool", newer + "---\n" + poolText, map[string]string{"nodes/n": node + `,"schema":3,"of_schema_3":1}`}, []string{"-"}, ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			var got []doc
-			for _, d := range documents([]byte(test.text)) {
-				got = append(got, doc{d.line, string(d.text)})
+			objects, err := readObjects([]string{"-"}, strings.NewReader(test.text))
+			if err != nil {
+				t.Fatal(err)
 			}
-			if diff := cmp.Diff(test.want, got); diff != "" {
-				t.Error(diff)
+			notices, err := checkTogether(entries(test.stored), 9, objects)
+			for _, want := range test.want {
+				if want == "-" && err != nil || want != "-" && (err == nil || !strings.Contains(err.Error(), want)) {
+					t.Errorf("error %v, expected %q", err, want)
+				}
+			}
+			if test.notice != "" && !strings.Contains(strings.Join(notices, "\n"), test.notice) {
+				t.Errorf("notices %q, expected %q", notices, test.notice)
 			}
 		})
+	}
+}
+
+func TestDiff(t *testing.T) {
+	objects, err := readObjects([]string{"-"}, strings.NewReader(poolText+"weights: {local: 5}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct{ name, have, want string }{
+		{"the same", `{"scheduler":"sed","weights":{"local":5}}`, "  /medway/v1/pools/sbc\n"},
+		{"new", "", "+ /medway/v1/pools/sbc\n    + scheduler: \"sed\"\n    + weights.local: 5\n"},
+		{"changed", `{"scheduler":"rr","thresholds":{"upper":7}}`, "~ /medway/v1/pools/sbc\n    ~ scheduler: \"rr\" -> \"sed\"\n    - thresholds.upper: 7\n    + weights.local: 5\n"},
+		{"no JSON", "\x1b[31m", "~ /medway/v1/pools/sbc\n    - \"\\x1b[31m\"\n    + scheduler: \"sed\"\n    + weights.local: 5\n"},
+	} {
+		var out bytes.Buffer
+		writeDiff(&out, objects[0], []byte(test.have), test.have != "")
+		if diff := cmp.Diff(test.want, out.String()); diff != "" {
+			t.Errorf("%s: %s", test.name, diff)
+		}
+	}
+}
+
+// TestManyObjects: more than one transaction holds.
+func TestManyObjects(t *testing.T) {
+	url, client := etcd(t)
+	_ = stored(t, client)
+	text := vipText + "---\n" + poolText
+	for i := range 300 {
+		text += "---\n" + strings.NewReplacer("b1", fmt.Sprintf("b%d", i), "10.1.1.21", fmt.Sprintf("10.1.%d.%d", i/200, 1+i%200)).Replace(backendText)
+	}
+	dir := files(t, map[string]string{"all.yaml": text})
+	out, err := run(t, "apply", "-f", dir, "--insecure", "--endpoints", url)
+	if have := stored(t, client); err != nil || len(have) != 302 || !strings.HasSuffix(have["/medway/v1/vips/sip-1"], " @4") || !strings.HasSuffix(have["/medway/v1/pools/sbc"], " @2") {
+		t.Errorf("%d stored, VIP %s, %v\n%.300s", len(have), have["/medway/v1/vips/sip-1"], err, out)
 	}
 }
 
@@ -269,7 +341,7 @@ func TestApplyAndStatus(t *testing.T) {
 	dir := files(t, map[string]string{"vip.yaml": vipText, "pool.yaml": poolText + "---\n" + backendText})
 
 	out, err := do("apply", "-f", dir, "--dry-run")
-	if err != nil || !strings.HasSuffix(out, "3 of 3 objects differ\n") || len(stored(t, client)) != 0 {
+	if !errors.Is(err, errDiffers) || !strings.HasSuffix(out, "3 of 3 objects differ\n") || len(stored(t, client)) != 0 {
 		t.Fatalf("dry run: %v\n%s%v", err, out, stored(t, client))
 	}
 	out, err = do("apply", "-f", dir)
@@ -293,7 +365,7 @@ func TestApplyAndStatus(t *testing.T) {
 		t.Errorf("one wrong object, yet something was written: %v\n%s%s", err, out, diff)
 	}
 	out, err = do("apply", "-f", filepath.Join(wrong, "good.yaml"))
-	if err != nil || !strings.Contains(out, "~ /medway/v1/pools/sbc\n    - {\"scheduler\":\"sed\"}\n    + {\"scheduler\":\"rr\"}\n1 of 1 objects written") {
+	if err != nil || !strings.Contains(out, "~ /medway/v1/pools/sbc\n    ~ scheduler: \"sed\" -> \"rr\"\n1 of 1 objects written") {
 		t.Errorf("%v\n%s", err, out)
 	}
 

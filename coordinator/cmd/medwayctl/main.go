@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -22,6 +23,9 @@ func main() {
 	err := command().ExecuteContext(ctx)
 	stop()
 	if err != nil {
+		if errors.Is(err, errDiffers) {
+			os.Exit(2)
+		}
 		fmt.Fprintln(os.Stderr, "medwayctl:", err)
 		os.Exit(1)
 	}

@@ -1,0 +1,105 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/medway-lb/medway/pkg/state"
+	"github.com/medway-lb/medway/pkg/yamlfile"
+)
+
+// object is an object with the place that it comes from.
+type object struct {
+	state.Object
+	document yamlfile.Document
+}
+
+// readObjects reads and checks all objects of files and directories; it says all
+// that is wrong at once.
+func readObjects(paths []string, stdin io.Reader) ([]object, error) {
+	var objects []object
+	var errs []error
+	for _, path := range paths {
+		found, err := readPath(path, stdin)
+		if len(found) == 0 && err == nil {
+			err = fmt.Errorf("%s: expected at least one object", path)
+		}
+		objects, errs = append(objects, found...), append(errs, err)
+	}
+	first := map[state.Key]object{}
+	for _, o := range objects {
+		if other, twice := first[o.Key]; twice {
+			errs = append(errs, fmt.Errorf("%s: %s is in %s already", o.document.Place(""), o, other.document.Place("")))
+			continue
+		}
+		first[o.Key] = o
+	}
+	return objects, errors.Join(errs...)
+}
+
+func readPath(path string, stdin io.Reader) ([]object, error) {
+	if path == "-" {
+		text, err := io.ReadAll(stdin)
+		if err != nil {
+			return nil, fmt.Errorf("standard input: %w", err)
+		}
+		return parseObjects("stdin", text)
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	files := []string{path}
+	if info.IsDir() {
+		if files, err = yamlFiles(path); err != nil {
+			return nil, err
+		}
+	}
+	var objects []object
+	var errs []error
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		found, err := parseObjects(file, text)
+		objects, errs = append(objects, found...), append(errs, err)
+	}
+	return objects, errors.Join(errs...)
+}
+
+func parseObjects(file string, text []byte) ([]object, error) {
+	documents, err := yamlfile.Parse(file, text)
+	errs := []error{err}
+	var objects []object
+	for _, d := range documents {
+		o, err := state.ParseObject(d.JSON())
+		if err != nil {
+			label := ""
+			if o.Key.Kind != "" {
+				label = state.Printable(o.String())
+			}
+			errs = append(errs, d.Locate(err, label))
+			continue
+		}
+		objects = append(objects, object{o, d})
+	}
+	return objects, errors.Join(errs...)
+}
+
+func yamlFiles(dir string) ([]string, error) {
+	var files []string
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() && slices.Contains([]string{".yaml", ".yml"}, filepath.Ext(path)) {
+			files = append(files, path)
+		}
+		return err
+	})
+	return files, err
+}
