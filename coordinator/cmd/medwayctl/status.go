@@ -71,15 +71,17 @@ func read(ctx context.Context, c *connection) (*state.Snapshot, []*medwayv1.Stat
 	}
 	snapshot := cache.Snapshot()
 	var nodes []*medwayv1.Status
+	var unread []state.Fault
 	for _, e := range entries {
 		s, err := state.DecodeStatus(e.Value)
 		if err != nil {
 			// One bad value should not hide what the other nodes say.
-			snapshot.Faults = append(snapshot.Faults, state.Fault{Key: e.Key, Reason: err.Error()})
+			unread = append(unread, state.Fault{Key: state.Printable(e.Key), Reason: err.Error()})
 			continue
 		}
 		nodes = append(nodes, s)
 	}
+	snapshot.Faults = slices.Concat(snapshot.Faults, unread)
 	return snapshot, nodes, nil
 }
 
@@ -99,7 +101,7 @@ func writeJSON(out io.Writer, nodes []*medwayv1.Status) error {
 func writeTable(out io.Writer, s *state.Snapshot, nodes []*medwayv1.Status, only []string, now time.Time) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "VIP\tTARGET\tSITE\tNODE\tROLE\tMED\tCLAIM\tACTIVE\tINACT\tBGP\tNODE STATE")
-	var notes []string
+	var why, locks []string
 	for _, vip := range vipNames(s, nodes) {
 		if len(only) > 0 && !slices.Contains(only, vip) {
 			continue
@@ -113,19 +115,83 @@ func writeTable(out io.Writer, s *state.Snapshot, nodes []*medwayv1.Status, only
 				if v.Med != nil {
 					med = fmt.Sprint(*v.Med)
 				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\n", vip, orDash(v.Target),
-					n.Site, n.Node, v.Role, med, orDash(v.Claim), v.ActiveConnections, v.InactiveConnections,
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\n", cell(vip), target(s, v),
+					cell(n.Site), cell(n.Node), cell(v.Role), med, cell(v.Claim), v.ActiveConnections, v.InactiveConnections,
 					sessions(n), nodeState(s, n, now))
-				notes = append(notes, fmt.Sprintf("%s on %s: %s", vip, n.Node, v.Reason))
+				why = append(why, fmt.Sprintf("%s on %s: %s", vip, n.Node, v.Reason))
 			}
+		}
+		if l, locked := s.Locks[vip]; locked {
+			locks = append(locks, vip+": "+describe(l))
 		}
 	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	section(out, "Why", notes)
+	section(out, "Why", why)
+	section(out, "Locks (automatic switchover is off until the key is deleted)", locks)
+	section(out, "Nodes", nodeNotes(s, nodes))
 	section(out, "Faults", faults(s, nodes))
+	section(out, "Notices", notices(s))
 	return nil
+}
+
+func describe(l state.Lock) string {
+	if l.Malformed {
+		return "locked; why can't be read"
+	}
+	text := "since " + l.Since.UTC().Format(time.RFC3339)
+	if l.From != "" || l.To != "" {
+		text += fmt.Sprintf(", %s to %s", orDash(l.From), orDash(l.To))
+	}
+	if l.By != "" {
+		text += ", by " + l.By
+	}
+	if l.Reason != "" {
+		text += ": " + l.Reason
+	}
+	return text
+}
+
+// nodeNotes are what a person should know of a node beside its VIPs.
+func nodeNotes(s *state.Snapshot, nodes []*medwayv1.Status) []string {
+	var out []string
+	oldest, newest := uint32(0), uint32(0)
+	for _, n := range s.Nodes {
+		newest = max(newest, n.Schema)
+		if oldest == 0 || n.Schema < oldest {
+			oldest = n.Schema
+		}
+	}
+	if oldest != newest {
+		for _, name := range slices.Sorted(maps.Keys(s.Nodes)) {
+			out = append(out, fmt.Sprintf("%s knows schema %d (version %s)", name, s.Nodes[name].Schema, orDash(s.Nodes[name].Version)))
+		}
+	}
+	for _, n := range nodes {
+		if n.FromDisk != "" {
+			out = append(out, fmt.Sprintf("%s acts on its snapshot on disk, saved %s", n.Node, n.FromDisk))
+		}
+		if d := n.GetDrift(); d.GetMended() > 0 {
+			text := fmt.Sprintf("%s put right %d changes that somebody else made, the last at %s", n.Node, d.Mended, orDash(d.At))
+			if len(d.Last) > 0 {
+				text += ": " + d.Last[0]
+			}
+			out = append(out, text)
+		}
+	}
+	return out
+}
+
+// notices are what is in force, and should be looked at.
+func notices(s *state.Snapshot) []string {
+	var out []string
+	for _, f := range s.Faults {
+		if f.Notice {
+			out = append(out, fmt.Sprintf("%s: %s", f.Key, f.Reason))
+		}
+	}
+	return out
 }
 
 // sessions is "up/all" of a node's BGP sessions.
@@ -154,7 +220,9 @@ func nodeState(s *state.Snapshot, n *medwayv1.Status, now time.Time) string {
 func faults(s *state.Snapshot, nodes []*medwayv1.Status) []string {
 	var out []string
 	for _, f := range s.Faults {
-		out = append(out, fmt.Sprintf("%s: %s", f.Key, f.Reason))
+		if !f.Notice {
+			out = append(out, fmt.Sprintf("%s: %s", f.Key, f.Reason))
+		}
 	}
 	for _, n := range nodes {
 		for _, f := range n.Faults {
@@ -177,9 +245,23 @@ func section(out io.Writer, title string, lines []string) {
 	}
 	fmt.Fprintf(out, "\n%s\n", title)
 	for _, line := range lines {
-		fmt.Fprintf(out, "  %s\n", line)
+		// What nodes and keys say may hold anything; a terminal must not obey it.
+		fmt.Fprintf(out, "  %s\n", state.Line(line))
 	}
 }
+
+// target is the target that a node acts on, which is not that of the key where
+// the key's value is wrong.
+func target(s *state.Snapshot, v *medwayv1.VIPStatus) string {
+	key := state.Key{Kind: state.KindTarget, A: v.Vip}.String()
+	if slices.ContainsFunc(s.Faults, func(f state.Fault) bool { return f.Key == key }) {
+		return cell(v.Target) + " (key is wrong)"
+	}
+	return cell(v.Target)
+}
+
+// cell is a value in a table.
+func cell(text string) string { return orDash(state.Printable(text)) }
 
 func orDash(s string) string {
 	if s == "" {

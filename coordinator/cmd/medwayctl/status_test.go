@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"strings"
 	"testing"
 	"time"
 
@@ -87,6 +88,73 @@ Why
 				t.Error(diff)
 			}
 		})
+	}
+}
+
+// TestStatusTellsOfNodesAndLocks that a person should know of.
+func TestStatusTellsOfNodesAndLocks(t *testing.T) {
+	s, nodes := picture()
+	s.Locks = map[string]state.Lock{
+		"sip-1": {Since: now, Reason: "packets in dc2", From: "dc1", To: "dc2", By: "n2"}, "sip-2": {Malformed: true},
+	}
+	s.Nodes = map[string]state.Node{"n1": {Schema: 2, Version: "v2"}, "n2": {Schema: 1}}
+	s.Faults = append(s.Faults, state.Fault{Key: "/medway/v1/vips/sip-1", Reason: "no node", Notice: true})
+	nodes[0].FromDisk = "2024-11-22T12:00:00Z"
+	nodes[1].Drift = &medwayv1.Drift{Mended: 3, At: "2024-11-22T13:00:00Z", Last: []string{"add service tcp 203.0.113.10:5060", "older"}}
+	var out bytes.Buffer
+	if err := writeTable(&out, s, nodes, nil, now); err != nil {
+		t.Fatal(err)
+	}
+	_, got, _ := strings.Cut(out.String(), "target is dc2\n")
+	want := `
+Locks (automatic switchover is off until the key is deleted)
+  sip-1: since 2024-11-22T17:00:00Z, dc1 to dc2, by n2: packets in dc2
+  sip-2: locked; why can't be read
+
+Nodes
+  n1 knows schema 2 (version v2)
+  n2 knows schema 1 (version -)
+  n1 acts on its snapshot on disk, saved 2024-11-22T12:00:00Z
+  n2 put right 3 changes that somebody else made, the last at 2024-11-22T13:00:00Z: add service tcp 203.0.113.10:5060
+
+Faults
+  /medway/v1/pools/sbc: empty value
+  n2: kernel: create link mw-n1: busy
+  n2: BGP session with 10.1.0.2 is down since 2024-11-22T16:00:00Z: hold timer expired
+
+Notices
+  /medway/v1/vips/sip-1: no node
+`
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// TestHostileTextDoesNotReachTheTerminal, wherever it is.
+func TestHostileTextDoesNotReachTheTerminal(t *testing.T) {
+	const bad = "\x1b[2J\u202e\u200f\a\u009b\nline\ttab"
+	s := &state.Snapshot{VIPs: map[string]state.VIP{"sip-1": {}}, Faults: []state.Fault{{Key: bad, Reason: bad}}, Locks: map[string]state.Lock{"sip-1": {Reason: bad, By: bad}}}
+	nodes := []*medwayv1.Status{{
+		Node: bad, Site: bad, Updated: bad, Version: bad, FromDisk: bad, Drift: &medwayv1.Drift{Mended: 1, At: bad, Last: []string{bad}},
+		Vips:     []*medwayv1.VIPStatus{{Vip: bad, Role: bad, Claim: bad, Target: bad, Reason: bad}, {Vip: "sip-1", Role: bad}},
+		Sessions: []*medwayv1.Session{{Neighbor: bad, Since: bad, Error: bad}}, Faults: []*medwayv1.Fault{{Subject: bad, Reason: bad}},
+	}}
+	var out bytes.Buffer
+	if err := writeTable(&out, s, nodes, nil, now); err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(out.String()) {
+		if line = strings.TrimSuffix(line, "\n"); state.Line(line) != line || strings.HasPrefix(line, "line") {
+			t.Errorf("%q", line)
+		}
+	}
+	out.Reset()
+	if err := writeJSON(&out, nodes); err != nil {
+		t.Fatal(err)
+	}
+	var got struct{ Nodes []struct{ Node string } }
+	if err := json.Unmarshal(out.Bytes(), &got); err != nil || strings.ToValidUTF8(got.Nodes[0].Node, "") != strings.ToValidUTF8(bad, "") {
+		t.Errorf("%q, %v", got, err)
 	}
 }
 
