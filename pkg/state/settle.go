@@ -3,6 +3,7 @@ package state
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 )
@@ -17,6 +18,11 @@ import (
 //     as meant.)
 //   - an address is in a pool once: the kernel has one destination for it;
 //   - a target is a site of its VIP.
+//
+// A change of a VIP that is in force is refused too where it names a pool that
+// does not exist, or moves a site to a group that no node is in: a typing error
+// would take the VIP from under its calls. (A pool that is deleted, a node that
+// leaves, and a VIP that is new take nothing out of force: see check.)
 //
 // What is in force stays so for as long as its own key wants it, whoever else
 // asks for it and however old they are: a bad object harms no other one. Where
@@ -38,9 +44,15 @@ func (c *Cache) settle() {
 			e.good = e.latest
 		}
 	}
+	pools := map[string]bool{}
+	for _, e := range c.entries {
+		if e.key.Kind == KindPool && e.good.value != nil {
+			pools[e.key.A] = true
+		}
+	}
 	slices.SortFunc(stays, older)
 	slices.SortFunc(pending, older)
-	for loser := admit(stays, pending); loser != nil; loser = admit(stays, pending) {
+	for loser := admit(stays, pending, pools); loser != nil; loser = admit(stays, pending, pools) {
 		stays = append(stays, loser)
 		pending = slices.DeleteFunc(pending, func(e *entry) bool { return e == loser })
 	}
@@ -61,8 +73,11 @@ func older(a, b *entry) int {
 // admit puts the latest value of each pending entry in force that can stand
 // beside the others. Where one that is refused could not keep what it has, since
 // another was given it, admit returns that one and changes nothing in force.
-func admit(stays, pending []*entry) (loser *entry) {
-	h := holdings{addresses: map[netip.Addr]string{}, hosts: map[netip.Addr]string{}, members: map[member]string{}}
+func admit(stays, pending []*entry, pools map[string]bool) (loser *entry) {
+	h := holdings{
+		addresses: map[netip.Addr]string{}, hosts: map[netip.Addr]string{}, members: map[member]string{},
+		groups: map[[2]string]bool{}, pools: pools,
+	}
 	for _, e := range stays {
 		h.take(e.key, e.good.value)
 	}
@@ -70,7 +85,7 @@ func admit(stays, pending []*entry) (loser *entry) {
 		h.take(e.key, common(e.good.value, e.latest.value))
 	}
 	for _, e := range pending {
-		e.conflict = h.conflict(e.key, e.latest.value)
+		e.conflict = cmp.Or(h.conflict(e.key, e.latest.value), h.dangling(e.good.value, e.latest.value))
 		switch {
 		case e.conflict == "":
 			h.take(e.key, e.latest.value)
@@ -98,6 +113,9 @@ type holdings struct {
 	addresses, hosts map[netip.Addr]string
 	members          map[member]string
 	prefixes         []held
+	// groups are the site and group of every node, pools the pools that exist.
+	groups map[[2]string]bool
+	pools  map[string]bool
 }
 
 type held struct {
@@ -131,6 +149,7 @@ func (h *holdings) take(k Key, value any) {
 			h.prefixes = append(h.prefixes, held{p, owner})
 		}
 	case Node:
+		h.groups[[2]string{v.Site, v.Group}] = true
 		first(h.hosts, v.IPv4)
 		first(h.hosts, v.IPv6)
 	case Backend:
@@ -188,6 +207,28 @@ func (h *holdings) conflict(k Key, value any) string {
 			case h.members[m] != "" && h.members[m] != owner:
 				return refuse(f.field, f.a, h.members[m])
 			}
+		}
+	}
+	return ""
+}
+
+// dangling says what a change of a VIP names that does not exist; "" is nothing.
+func (h *holdings) dangling(before, after any) string {
+	b, inForce := before.(VIP)
+	if !inForce {
+		return ""
+	}
+	a := after.(VIP)
+	for i, service := range a.Services {
+		named := func(s Service) bool { return s.Pool == service.Pool }
+		if !h.pools[service.Pool] && !slices.ContainsFunc(b.Services, named) {
+			return FieldError{fmt.Sprintf("services[%d].pool", i), "value " + Quote(service.Pool), "a pool that exists: not in force"}.Error()
+		}
+	}
+	for _, site := range slices.Sorted(maps.Keys(a.Groups)) {
+		was, had := b.Groups[site]
+		if group := a.Groups[site]; had && group != was && !h.groups[[2]string{site, group}] && h.groups[[2]string{site, was}] {
+			return FieldError{"groups." + site, "value " + Quote(group), "a group that a node is in: not in force"}.Error()
 		}
 	}
 	return ""

@@ -180,6 +180,47 @@ func TestWhoHasWhat(t *testing.T) {
 	}
 }
 
+// TestATypingErrorTakesNothingAway: a change that names what does not exist is
+// not in force until it does.
+func TestATypingErrorTakesNothingAway(t *testing.T) {
+	good := vipOf("203.0.113.10")
+	for _, test := range []struct{ name, bad, fault, missing, made string }{
+		{"pool", strings.Replace(good, `"sbc"`, `"sbcc"`, 1), `vips/v: field services[0].pool: value "sbcc": expected a pool that exists`, "pools/sbcc", "{}"},
+		{"group", strings.Replace(good, `"g1"`, `"g2"`, 1), `vips/v: field groups.dc1: value "g2": expected a group that a node is in`, "nodes/n", strings.Replace(nodeAt("10.1.0.11"), "g1", "g2", 1)},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c := NewCache()
+			put(c, "nodes/n", nodeAt("10.1.0.11"), 2)
+			put(c, "pools/sbc", "{}", 2)
+			put(c, "vips/v", good, 3)
+			before := c.Snapshot()
+			put(c, "vips/v", test.bad, 4)
+			demandFaults(t, c, test.fault)
+			if diff := cmp.Diff(before.VIPs, c.Snapshot().VIPs, compareAddresses); diff != "" {
+				t.Error(diff)
+			}
+			put(c, test.missing, test.made, 5)
+			demandFaults(t, c)
+			if cmp.Equal(before.VIPs, c.Snapshot().VIPs, compareAddresses) {
+				t.Error("still not in force")
+			}
+		})
+	}
+	// What goes away by itself takes nothing with it.
+	c := NewCache()
+	put(c, "nodes/n", nodeAt("10.1.0.11"), 2)
+	put(c, "pools/sbc", "{}", 2)
+	put(c, "vips/v", good, 3)
+	before := c.Snapshot()
+	c.Delete(Prefix + "pools/sbc")
+	c.Delete(Prefix + "nodes/n")
+	put(c, "vips/v", good, 4)
+	if diff := cmp.Diff(before.VIPs, c.Snapshot().VIPs, compareAddresses); diff != "" {
+		t.Error(diff)
+	}
+	demandFaults(t, c, `vips/v: field services[0].pool: pool "sbc" does not exist`)
+}
+
 // anyChange draws changes that get in each other's way.
 func anyChange(revision int64) *rapid.Generator[change] {
 	return rapid.Custom(func(t *rapid.T) change {
