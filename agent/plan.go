@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,8 +18,6 @@ import (
 	"github.com/medway-lb/medway/pkg/reconcile"
 	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
-
-	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
 )
 
 // Where Plan takes the intent from; "" is etcd, or the disk where etcd can't be
@@ -37,8 +36,8 @@ type Preview struct {
 	Saved time.Time
 	// Unreachable is why it is not etcd though it should be.
 	Unreachable error
-	// Faults are the keys that are not in force, each with the reason.
-	Faults []*medwayv1.Fault
+	// Faults are the keys that are wrong, each with the reason.
+	Faults []state.Fault
 
 	edits []reconcile.Edit
 }
@@ -62,11 +61,11 @@ func Plan(ctx context.Context, c Config, from string) (*Preview, error) {
 	return p, p.look(ctx, cache.Snapshot(), c.self(), announcedNow)
 }
 
-// announced are the routes that the agent on this host announces now; running
-// is false where there is no agent.
-type announced func(context.Context) (routes []plan.Announcement, running bool, err error)
+// announced are the routes that the agent on this host announces now; none where
+// no agent runs.
+type announced func(context.Context) ([]plan.Announcement, error)
 
-func announcedNow(context.Context) ([]plan.Announcement, bool, error) { return nil, false, nil }
+func announcedNow(context.Context) ([]plan.Announcement, error) { return nil, nil }
 
 // mayLook says in time what else the kernel would say with EPERM and less.
 func mayLook() error {
@@ -142,9 +141,7 @@ func (c Config) list(ctx context.Context, cache *state.Cache) (int64, error) {
 
 // look compares the host with what a snapshot wants of it.
 func (p *Preview) look(ctx context.Context, s *state.Snapshot, self plan.Self, now announced) error {
-	for _, f := range s.Faults {
-		p.Faults = append(p.Faults, &medwayv1.Fault{Subject: f.Key, Reason: f.Reason})
-	}
+	p.Faults = s.Faults
 	d, loaded, err := readDataplane()
 	if err != nil {
 		return err
@@ -159,44 +156,43 @@ func (p *Preview) look(ctx context.Context, s *state.Snapshot, self plan.Self, n
 	if err != nil {
 		return err
 	}
-	have, running, err := now(ctx)
+	have, err := now(ctx)
 	if err != nil {
 		return fmt.Errorf("ask the running agent: %w", err)
 	}
-	// Routes are announced when the host can serve them, and withdrawn before it no longer can.
-	end := len(edits)
-	for i, e := range edits {
-		if e.Op == reconcile.Delete {
-			end = i
-			break
-		}
-	}
-	p.edits = append(p.edits, edits[:end]...)
-	p.edits = append(p.edits, announcementEdits(announcements(s, self, have, running), have)...)
-	p.edits = append(p.edits, edits[end:]...)
+	p.edits = append(p.edits, withRoutes(edits, announcementEdits(announcements(s, self, have), have))...)
 	return nil
+}
+
+// withRoutes puts routes between what is made and what is removed: they are
+// announced when the host can serve them, and withdrawn before it no longer can.
+func withRoutes(edits, routes []reconcile.Edit) []reconcile.Edit {
+	removals := slices.IndexFunc(edits, func(e reconcile.Edit) bool { return e.Op == reconcile.Delete })
+	if removals < 0 {
+		removals = len(edits)
+	}
+	return slices.Concat(edits[:removals], routes, edits[removals:])
 }
 
 // announcements are the routes that the agent should announce. A MED that is
 // announced already stays: where it moves next is decided with the other nodes,
 // and not by this host's look at itself. What isn't announced yet gets the MED
 // of an agent that has just started.
-func announcements(s *state.Snapshot, self plan.Self, have []plan.Announcement, running bool) []plan.Announcement {
+func announcements(s *state.Snapshot, self plan.Self, have []plan.Announcement) []plan.Announcement {
 	meds := map[netip.Prefix]state.MED{}
 	for _, a := range have {
 		meds[a.Prefix] = state.MED(a.MED)
 	}
 	var out []plan.Announcement
 	for _, vip := range plan.VIPs(s, self) {
-		var memory plan.Memory
-		for _, a := range plan.Announcements(s, vip, plan.Decision{}) {
-			if med, ok := meds[a.Prefix]; ok && running {
-				memory = plan.Memory{Announced: med, Announcing: true}
-			}
-		}
-		_, decision := plan.Decide(memory, plan.Input{
+		_, decision := plan.Decide(plan.Memory{}, plan.Input{
 			Snapshot: s, Self: self, Lease: -1, CanServe: plan.Equipped(s, vip), Now: time.Now(),
 		}, vip)
+		for _, a := range plan.Announcements(s, vip, decision) {
+			if med, ok := meds[a.Prefix]; ok {
+				decision = plan.Decision{MED: med}
+			}
+		}
 		out = append(out, plan.Announcements(s, vip, decision)...)
 	}
 	return out
@@ -262,8 +258,9 @@ func (p *Preview) JSON(out io.Writer) error {
 		Commands []string `json:"commands"`
 	}
 	type fault struct {
-		Subject string `json:"subject"`
-		Reason  string `json:"reason"`
+		Key    string `json:"key"`
+		Reason string `json:"reason"`
+		Notice bool   `json:"notice"` // in force all the same
 	}
 	doc := struct {
 		Source   string   `json:"source"` // etcd or disk
@@ -280,7 +277,7 @@ func (p *Preview) JSON(out io.Writer) error {
 		doc.Reason = p.Unreachable.Error()
 	}
 	for _, f := range p.Faults {
-		doc.Faults = append(doc.Faults, fault{f.Subject, f.Reason})
+		doc.Faults = append(doc.Faults, fault{f.Key, f.Reason, f.Notice})
 	}
 	for _, e := range p.edits {
 		c := change{Table: e.Table, Op: e.Op.String(), Key: e.Key, Old: e.Old, New: e.New, Commands: []string{}}

@@ -118,8 +118,8 @@ func TestKernelPlanPasted(t *testing.T) {
 			t.Fatal(err)
 		}
 		// An agent that announces what it should: there is no command for that.
-		announcing := func(context.Context) ([]plan.Announcement, bool, error) {
-			return announcements(cache.Snapshot(), c.self(), nil, false), true, nil
+		announcing := func(context.Context) ([]plan.Announcement, error) {
+			return announcements(cache.Snapshot(), c.self(), nil), nil
 		}
 		if err := p.look(t.Context(), cache.Snapshot(), c.self(), announcing); err != nil {
 			t.Fatal(err)
@@ -240,8 +240,11 @@ func TestKernelPlanAsJSON(t *testing.T) {
 	var doc struct {
 		Source, Reason, Saved string
 		Revision              int64
-		Faults                []struct{ Subject, Reason string }
-		Changes               []struct {
+		Faults                []struct {
+			Key, Reason string
+			Notice      bool
+		}
+		Changes []struct {
 			Table, Op, Key, Old, New string
 			Commands                 []string
 		}

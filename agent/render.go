@@ -56,7 +56,11 @@ func (p *Preview) Text(out io.Writer, colour bool) error {
 	}
 	line("# " + p.source())
 	for _, f := range p.Faults {
-		line("! " + f.Subject + ": " + f.Reason)
+		if f.Notice {
+			line("# " + f.Key + ": " + f.Reason)
+		} else {
+			line("! not in force, the last good value stays: " + f.Key + ": " + f.Reason)
+		}
 	}
 	add, change, remove := 0, 0, 0
 	for i, e := range p.edits {
