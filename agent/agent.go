@@ -54,6 +54,7 @@ type Agent struct {
 	// wanted is the plan that the kernel's goroutine works on.
 	wanted *wanted
 
+	drift  drift
 	status reporter
 }
 

@@ -28,6 +28,21 @@ func openDataplane() (*dataplane, error) {
 	if err != nil {
 		return nil, err
 	}
+	return openAround(ipvs)
+}
+
+// readDataplane opens the kernel for looking only; where it has no IPVS, loaded
+// is false.
+func readDataplane() (d *dataplane, loaded bool, err error) {
+	ipvs, loaded, err := ipvs.NewReader()
+	if err != nil {
+		return nil, false, err
+	}
+	d, err = openAround(ipvs)
+	return d, loaded, err
+}
+
+func openAround(ipvs *ipvs.Kernel) (*dataplane, error) {
 	link, err := link.New()
 	if err != nil {
 		ipvs.Close()
@@ -47,18 +62,36 @@ func (d *dataplane) close() {
 	d.ipvs.Close()
 }
 
-// apply brings the kernel to the plan. The order is that of ARCHITECTURE:
-// devices, parameters, then the firewall before the addresses that it closes,
-// and the services that rest on them. Deletions go the other way.
+// apply brings the kernel to the plan.
 func (d *dataplane) apply(ctx context.Context, h plan.Host) reconcile.Report {
-	vips, err := d.vips(ctx, h)
+	steps, err := d.steps(ctx, h)
 	if err != nil {
 		return reconcile.Report{Failed: []error{err}}
+	}
+	return reconcile.Run(ctx, steps...)
+}
+
+// preview returns what apply would do.
+func (d *dataplane) preview(ctx context.Context, h plan.Host) ([]reconcile.Edit, error) {
+	steps, err := d.steps(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	return reconcile.Preview(ctx, steps...)
+}
+
+// steps are the tables in the order of ARCHITECTURE: devices, parameters, then
+// the firewall before the addresses that it closes, and the services that rest
+// on them. Deletions go the other way.
+func (d *dataplane) steps(ctx context.Context, h plan.Host) ([]reconcile.Step, error) {
+	vips, err := d.vips(ctx, h)
+	if err != nil {
+		return nil, err
 	}
 	ownService := func(k plan.ServiceKey) bool { return vips[k.Addr] && !h.Kept[k] }
 	ownDestination := func(k plan.DestinationKey) bool { return ownService(k.Service) }
 	never := func(plan.TimeoutName) bool { return false }
-	return reconcile.Run(ctx,
+	return []reconcile.Step{
 		reconcile.Bind(d.link.Links(h.Links), h.Links, nil),
 		reconcile.Bind(sysctl.New(sysctl.Root, slices.Collect(maps.Keys(h.Sysctls))), h.Sysctls, nil),
 		reconcile.Bind(d.firewall.Chains(), h.Chains, nil),
@@ -70,7 +103,7 @@ func (d *dataplane) apply(ctx context.Context, h plan.Host) reconcile.Report {
 		reconcile.Bind(d.ipvs.Daemons(), h.Daemons, nil),
 		reconcile.Bind(d.ipvs.Services(), h.Services, ownService),
 		reconcile.Bind(d.ipvs.Destinations(), h.Destinations, ownDestination),
-	)
+	}, nil
 }
 
 // serves reads back whether the kernel holds the VIPs' addresses, services and

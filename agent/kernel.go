@@ -60,8 +60,11 @@ func (a *Agent) reconcile(ctx context.Context) error {
 		} else {
 			said = ""
 		}
-		if len(report.Done) > 0 {
-			a.log.Info(fmt.Sprintf("kernel brought to the plan: %d changes", len(report.Done)), zap.Strings("changes", report.Done))
+		planned, mended := a.drift.split(w, report)
+		a.drift.record(a.log, mended)
+		if len(planned) > 0 {
+			a.log.Info(fmt.Sprintf("kernel brought to the plan: %d changes", len(planned)))
+			logLines(a.log.Info, editLines(planned))
 		} else {
 			a.log.Debug("kernel agrees with the plan")
 		}

@@ -137,6 +137,7 @@ func (a *Agent) statusNow(ctx context.Context) *medwayv1.Status {
 		})
 	}
 	out.Faults = faults
+	out.Drift = a.drift.status()
 	return out
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 )
 
 // Key identifies one object of a table. String is what an operator would call
@@ -48,11 +49,59 @@ type Change[K Key, V comparable] struct {
 //
 // Read returns all objects of that kind that medway may own, as they are now;
 // nothing remembered. Apply makes one change. It is idempotent: creating what
-// exists makes it as wanted, deleting what is missing is no error. Neither is
-// called concurrently.
+// exists makes it as wanted, deleting what is missing is no error. Show says in
+// the words of the operator's tools what Apply would do to what was read last;
+// it asks the kernel nothing. None is called concurrently.
 type Table[K Key, V comparable] interface {
 	Read(ctx context.Context) (map[K]V, error)
 	Apply(ctx context.Context, c Change[K, V]) error
+	Show(c Change[K, V]) Text
+}
+
+// Text is a change in the words of the operator's tools.
+type Text struct {
+	// Table is what kind of object changes, in the singular: "service".
+	Table string
+	// Old and New are the values as the tool's options say them; "" where
+	// there is none, or where the key says it all.
+	Old, New string
+	// Commands make the change when a shell runs them in this order.
+	Commands []Command
+}
+
+// Command is one command line. Op is what it does to the host, which need not
+// be what the whole change does: a chain is updated by rules that come and go.
+type Command struct {
+	Op   Op
+	Line string
+}
+
+// Commands returns lines that all do op.
+func Commands(op Op, lines ...string) []Command {
+	var out []Command
+	for _, line := range lines {
+		out = append(out, Command{op, line})
+	}
+	return out
+}
+
+// Edit is a change of any table, for people.
+type Edit struct {
+	Text
+	Op  Op
+	Key string
+}
+
+// String is the commands in one line.
+func (e Edit) String() string {
+	lines := make([]string, len(e.Commands))
+	for i, c := range e.Commands {
+		lines[i] = c.Line
+	}
+	if len(lines) == 0 {
+		return e.Op.String() + " " + e.Key
+	}
+	return strings.Join(lines, "; ")
 }
 
 // Diff returns the changes that lead from have to want: creations, then

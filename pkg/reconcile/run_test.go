@@ -3,6 +3,7 @@ package reconcile
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -44,6 +45,20 @@ func (m *memory) Apply(_ context.Context, c change) error {
 	return nil
 }
 
+func (m *memory) Show(c change) Text {
+	return Text{Table: m.name, Old: fmt.Sprint(c.Old), New: fmt.Sprint(c.New),
+		Commands: Commands(c.Op, fmt.Sprintf("%s %s %s", c.Op, m.name, string(c.Key)))}
+}
+
+// said are the edits as String says them.
+func said(edits []Edit) []string {
+	var out []string
+	for _, e := range edits {
+		out = append(out, e.String())
+	}
+	return out
+}
+
 // twoTables are links and routes, where routes need links.
 func twoTables() (links, routes *memory, log *[]string) {
 	log = &[]string{}
@@ -65,9 +80,9 @@ func TestDeletionsComeLastAndInReverse(t *testing.T) {
 		t.Error(diff)
 	}
 	if diff := cmp.Diff([]string{
-		"create thing new", "update thing grown", "create thing new",
-		"delete thing elder", "delete thing old", "delete thing old",
-	}, report.Done); diff != "" || report.Err() != nil {
+		"create links new", "update links grown", "create routes new",
+		"delete routes elder", "delete routes old", "delete links old",
+	}, said(report.Done)); diff != "" || report.Err() != nil {
 		t.Error(report.Err(), diff)
 	}
 }
@@ -78,7 +93,7 @@ func TestSecondRunChangesNothing(t *testing.T) {
 		*log = nil
 		report := Run(t.Context(), Bind(links, wantLinks, nil), Bind(routes, wantRoutes, nil))
 		if len(report.Done) != want || report.Err() != nil {
-			t.Errorf("changes %q, failures %v, expected %d changes", report.Done, report.Err(), want)
+			t.Errorf("changes %q, failures %v, expected %d changes", said(report.Done), report.Err(), want)
 		}
 	}
 	if diff := cmp.Diff([]string{"read links", "read routes"}, *log); diff != "" {
@@ -91,16 +106,47 @@ func TestOneFailureDoesNotStopTheRest(t *testing.T) {
 	busy := errors.New("busy")
 	links.broken = map[name]error{"new": busy, "old": busy}
 	report := Run(t.Context(), Bind(links, wantLinks, nil), Bind(routes, wantRoutes, nil))
-	if diff := cmp.Diff([]string{"update thing grown", "create thing new", "delete thing elder", "delete thing old"}, report.Done); diff != "" {
+	if diff := cmp.Diff([]string{
+		"update links grown", "create routes new", "delete routes elder", "delete routes old",
+	}, said(report.Done)); diff != "" {
 		t.Error(diff)
 	}
 	if !errors.Is(report.Err(), busy) || len(report.Failed) != 2 {
 		t.Fatalf("failures %v, expected two of %v", report.Failed, busy)
 	}
 	for i, want := range []string{"create thing new: busy", "delete thing old: busy"} {
-		if got := report.Failed[i].Error(); got != want {
+		var failure *Failure
+		if got := report.Failed[i].Error(); got != want || !errors.As(report.Failed[i], &failure) || failure.Table != "links" {
 			t.Errorf("failure %d is %q, expected %q", i, got, want)
 		}
+	}
+}
+
+// A preview says what a run then does, and does nothing.
+func TestPreviewSaysWhatRunDoes(t *testing.T) {
+	links, routes, log := twoTables()
+	steps := []Step{Bind(links, wantLinks, nil), Bind(routes, wantRoutes, nil)}
+	preview, err := Preview(t.Context(), steps...)
+	if diff := cmp.Diff([]string{"read links", "read routes"}, *log); err != nil || diff != "" {
+		t.Fatal(err, diff)
+	}
+	if diff := cmp.Diff(Run(t.Context(), steps...).Done, preview); diff != "" {
+		t.Error(diff)
+	}
+	if preview, err := Preview(t.Context(), steps...); err != nil || preview != nil {
+		t.Errorf("after the run: %q, %v", said(preview), err)
+	}
+	links.unreadable = errors.New("no netlink")
+	routes.objects = nil
+	if preview, err := Preview(t.Context(), steps...); !errors.Is(err, links.unreadable) ||
+		!slices.Equal(said(preview), []string{"create routes new"}) {
+		t.Errorf("with an unreadable table: %q, %v", said(preview), err)
+	}
+}
+
+func TestEditWithoutCommandsIsNamed(t *testing.T) {
+	if got := (Edit{Op: Create, Key: "thing new"}).String(); got != "create thing new" {
+		t.Errorf("got %q", got)
 	}
 }
 

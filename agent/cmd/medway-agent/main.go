@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -20,6 +21,9 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	err := command().ExecuteContext(ctx)
 	stop()
+	if errors.Is(err, errChanges) {
+		os.Exit(2)
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "medway-agent:", err)
 		os.Exit(1)
@@ -34,7 +38,7 @@ func command() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(run())
+	root.AddCommand(run(), planned())
 	return root
 }
 
@@ -71,11 +75,15 @@ state then: a stop and a start under calls loses none.`,
 			return a.Run(cmd.Context())
 		},
 	}
-	cmd.Flags().StringVarP(&config, "config", "c", "/etc/medway/agent.yaml", "the agent's `file`")
+	configFlag(cmd, &config)
 	cmd.Flags().BoolVar(&check, "check", false, "check the file and those that it names, and exit")
 	cmd.Flags().StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	cmd.Flags().StringVar(&format, "log-format", "console", "console or json")
 	return cmd
+}
+
+func configFlag(cmd *cobra.Command, config *string) {
+	cmd.Flags().StringVarP(config, "config", "c", "/etc/medway/agent.yaml", "the agent's `file`")
 }
 
 func logger(level, format string) (*zap.Logger, error) {

@@ -65,7 +65,7 @@ func (k *Kernel) Chains() reconcile.Table[plan.Chain, plan.Rules] { return chain
 // given what will be wanted, since a wanted jump in the wrong place is to be
 // made again and an unwanted one to be deleted wherever it stands.
 func (k *Kernel) Jumps(want map[plan.Jump]struct{}) reconcile.Table[plan.Jump, struct{}] {
-	return jumps{k, want}
+	return jumps{k, want, new(ruleset)}
 }
 
 // read gets the rules of all tables from one run of one program: a run costs
@@ -130,10 +130,13 @@ func (t chains) Apply(ctx context.Context, c reconcile.Change[plan.Chain, plan.R
 type jumps struct {
 	*Kernel
 	want map[plan.Jump]struct{}
+	// last is what was read last, for Show.
+	last *ruleset
 }
 
 func (t jumps) Read(ctx context.Context) (map[plan.Jump]struct{}, error) {
 	rs, err := t.read(ctx)
+	*t.last = rs
 	return rs.jumps(t.want), err
 }
 

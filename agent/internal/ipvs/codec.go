@@ -20,10 +20,15 @@ const (
 	cmdNewDaemon  = 9
 	cmdDelDaemon  = 10
 	cmdGetDaemon  = 11
+	cmdGetConfig  = 13
 
 	attrService = 1
 	attrDest    = 2
 	attrDaemon  = 3
+
+	configTCP    = 4
+	configTCPFin = 5
+	configUDP    = 6
 
 	svcFamily   = 1
 	svcProtocol = 2

@@ -2,6 +2,7 @@ package ipvs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	moby "github.com/moby/ipvs"
@@ -45,7 +46,7 @@ type netlinkConn struct {
 func open() (*netlinkConn, error) {
 	// First, since moby takes a missing family for success, and asks only
 	// once per process.
-	s, err := openSession()
+	s, err := openSession((*session).findFamily)
 	if err != nil {
 		return nil, err
 	}
@@ -84,5 +85,14 @@ func (c *netlinkConn) setDestination(v verb, s *moby.Service, d *moby.Destinatio
 	}
 }
 
-func (c *netlinkConn) timeouts() (*moby.Config, error)  { return c.handle.GetConfig() }
 func (c *netlinkConn) setTimeouts(t *moby.Config) error { return c.handle.SetConfig(t) }
+
+// reader is IPVS for looking only.
+type reader struct{ *session }
+
+var errReader = errors.New("IPVS is open for reading only")
+
+func (reader) setService(verb, *moby.Service) error                        { return errReader }
+func (reader) setDestination(verb, *moby.Service, *moby.Destination) error { return errReader }
+func (reader) setDaemon(context.Context, verb, daemon) error               { return errReader }
+func (reader) setTimeouts(*moby.Config) error                              { return errReader }

@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -80,60 +79,12 @@ func (f *Fake) DaemonsString() string {
 	return b.String()
 }
 
-var roleNames = map[uint32]string{stateMaster: "master", stateBackup: "backup"}
-
 // TimeoutsString is the output of `ipvsadm -ln --timeout`.
 func (f *Fake) TimeoutsString() string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return fmt.Sprintf("Timeout (tcp tcpfin udp): %d %d %d\n", f.timeout.TimeoutTCP/time.Second,
 		f.timeout.TimeoutTCPFin/time.Second, f.timeout.TimeoutUDP/time.Second)
-}
-
-func addrPort(ip []byte, port uint16) netip.AddrPort {
-	a, _ := netip.AddrFromSlice(ip)
-	return netip.AddrPortFrom(a, port)
-}
-
-func serviceName(s *moby.Service) string {
-	if s.FWMark != 0 {
-		return fmt.Sprintf("-f %d", s.FWMark)
-	}
-	option := "-t"
-	if s.Protocol == unix.IPPROTO_UDP {
-		option = "-u"
-	}
-	return fmt.Sprintf("%s %s", option, addrPort(s.Address, s.Port))
-}
-
-func serviceCommand(v verb, s *moby.Service) string {
-	line := [...]string{"-A", "-E", "-D"}[v] + " " + serviceName(s)
-	if v == remove {
-		return line
-	}
-	line += " -s " + s.SchedName
-	if s.Flags&flagPersistent != 0 {
-		line += fmt.Sprintf(" -p %d", s.Timeout)
-	}
-	return line
-}
-
-func destinationCommand(v verb, s *moby.Service, d *moby.Destination) string {
-	line := fmt.Sprintf("%s %s -r %s", [...]string{"-a", "-e", "-d"}[v], serviceName(s), addrPort(d.Address, d.Port))
-	if v == remove {
-		return line
-	}
-	mode := map[uint32]string{
-		moby.ConnectionFlagMasq: "-m", moby.ConnectionFlagTunnel: "-i", moby.ConnectionFlagDirectRoute: "-g",
-	}[d.ConnectionFlags&moby.ConnectionFlagFwdMask]
-	line += fmt.Sprintf(" %s -w %d", mode, d.Weight)
-	if d.UpperThreshold != 0 {
-		line += fmt.Sprintf(" -x %d", d.UpperThreshold)
-	}
-	if d.LowerThreshold != 0 {
-		line += fmt.Sprintf(" -y %d", d.LowerThreshold)
-	}
-	return line
 }
 
 func (f *Fake) failing(command string) error {
@@ -249,13 +200,7 @@ func (f *Fake) daemons(context.Context) ([]daemon, error) {
 func (f *Fake) setDaemon(_ context.Context, v verb, d daemon) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	role := roleNames[d.state]
-	command := "--stop-daemon " + role
-	if v == add {
-		command = fmt.Sprintf("--start-daemon %s --mcast-interface %s --syncid %d --sync-maxlen %d --mcast-group %s --mcast-port %d --mcast-ttl %d",
-			role, d.ifn, d.id, d.maxLen, d.group, d.port, d.ttl)
-	}
-	if err := f.failing(command); err != nil {
+	if err := f.failing(daemonCommand(v, d)); err != nil {
 		return err
 	}
 	_, ok := f.sync[d.state]
@@ -287,7 +232,7 @@ func (f *Fake) timeouts() (*moby.Config, error) {
 func (f *Fake) setTimeouts(c *moby.Config) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if err := f.failing(fmt.Sprintf("--set %d %d %d", c.TimeoutTCP/time.Second, c.TimeoutTCPFin/time.Second, c.TimeoutUDP/time.Second)); err != nil {
+	if err := f.failing(timeoutsCommand(c)); err != nil {
 		return err
 	}
 	f.timeout.TimeoutTCP = cmp.Or(c.TimeoutTCP, f.timeout.TimeoutTCP)

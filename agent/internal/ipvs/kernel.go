@@ -38,6 +38,21 @@ func New() (*Kernel, error) {
 	return &Kernel{conn: c}, nil
 }
 
+// NewReader opens IPVS for looking only. Unlike New it loads no module: where
+// there is none, loaded is false and the Kernel is as empty as one that was
+// just loaded.
+func NewReader() (k *Kernel, loaded bool, err error) {
+	s, err := openSession((*session).lookForFamily)
+	if errors.Is(err, ErrAbsent) {
+		k, _ = NewFake()
+		return k, false, nil
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	return &Kernel{conn: reader{s}}, true, nil
+}
+
 // Close releases the sockets; the kernel's state stays as it is.
 func (k *Kernel) Close() {
 	k.mu.Lock()

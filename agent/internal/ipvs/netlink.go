@@ -29,14 +29,14 @@ type session struct {
 	family uint16
 }
 
-func openSession() (*session, error) {
+func openSession(find func(*session) (uint16, error)) (*session, error) {
 	// The namespace is that of the thread at socket(2), as for moby.New("").
 	sock, err := nl.Subscribe(unix.NETLINK_GENERIC)
 	if err != nil {
 		return nil, fmt.Errorf("open generic netlink: %w", err)
 	}
 	s := &session{socket: &nl.SocketHandle{Socket: sock}}
-	if s.family, err = s.findFamily(); err != nil {
+	if s.family, err = find(s); err != nil {
 		sock.Close()
 		return nil, err
 	}
@@ -45,6 +45,7 @@ func openSession() (*session, error) {
 
 func (s *session) close() { s.socket.Close() }
 
+// findFamily asks for IPVS by name, at which the kernel loads its module.
 func (s *session) findFamily() (uint16, error) {
 	req := nl.NewNetlinkRequest(nl.GENL_ID_CTRL, unix.NLM_F_ACK)
 	req.AddData(&nl.Genlmsg{Command: nl.GENL_CTRL_CMD_GETFAMILY, Version: nl.GENL_CTRL_VERSION})
@@ -62,6 +63,26 @@ func (s *session) findFamily() (uint16, error) {
 	d := decode(msgs[0][nl.SizeofGenlmsg:])
 	id := d.u16(nl.GENL_CTRL_ATTR_FAMILY_ID)
 	return id, d.err
+}
+
+// lookForFamily looks for IPVS among the families that there are.
+func (s *session) lookForFamily() (uint16, error) {
+	req := nl.NewNetlinkRequest(nl.GENL_ID_CTRL, unix.NLM_F_DUMP)
+	req.AddData(&nl.Genlmsg{Command: nl.GENL_CTRL_CMD_GETFAMILY, Version: nl.GENL_CTRL_VERSION})
+	msgs, err := s.execute(context.Background(), req)
+	if err != nil {
+		return 0, fmt.Errorf("list the generic netlink families: %w", err)
+	}
+	for _, m := range msgs {
+		if len(m) < nl.SizeofGenlmsg {
+			return 0, fmt.Errorf("netlink message of %d bytes", len(m))
+		}
+		if d := decode(m[nl.SizeofGenlmsg:]); d.text(nl.GENL_CTRL_ATTR_FAMILY_NAME) == familyName {
+			id := d.u16(nl.GENL_CTRL_ATTR_FAMILY_ID)
+			return id, d.err
+		}
+	}
+	return 0, ErrAbsent
 }
 
 // execute sends one request and returns the payloads of its answers.
@@ -138,6 +159,20 @@ func (s *session) destinations(ctx context.Context, of *moby.Service) ([]destina
 
 func (s *session) daemons(ctx context.Context) ([]daemon, error) {
 	return dumpAll(ctx, s, decodeDaemon, cmdGetDaemon, attrDaemon)
+}
+
+func (s *session) timeouts() (*moby.Config, error) {
+	msgs, err := s.execute(context.Background(), s.request(cmdGetConfig, unix.NLM_F_ACK))
+	if err != nil {
+		return nil, err
+	}
+	if len(msgs) != 1 || len(msgs[0]) < nl.SizeofGenlmsg {
+		return nil, fmt.Errorf("%d answers for the timeouts", len(msgs))
+	}
+	d := decode(msgs[0][nl.SizeofGenlmsg:])
+	seconds := func(attr uint16) time.Duration { return time.Duration(d.u32(attr)) * time.Second }
+	c := &moby.Config{TimeoutTCP: seconds(configTCP), TimeoutTCPFin: seconds(configTCPFin), TimeoutUDP: seconds(configUDP)}
+	return c, d.err
 }
 
 func dumpAll[T any](ctx context.Context, s *session, one func(*decoder) (T, error), cmd uint8, wrapper uint16, attrs ...*nl.RtAttr) ([]T, error) {

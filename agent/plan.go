@@ -1,0 +1,293 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/medway-lb/medway/pkg/plan"
+	"github.com/medway-lb/medway/pkg/reconcile"
+	"github.com/medway-lb/medway/pkg/state"
+	"github.com/medway-lb/medway/pkg/store"
+)
+
+// Where Plan takes the intent from; "" is etcd, or the disk where etcd can't be
+// reached.
+const (
+	FromEtcd = "etcd"
+	FromDisk = "disk"
+)
+
+// Preview is what an agent would change on a host.
+type Preview struct {
+	// Source is FromEtcd or FromDisk.
+	Source   string
+	Revision int64
+	// Saved is when the snapshot on disk was saved; zero for etcd.
+	Saved time.Time
+	// Unreachable is why it is not etcd though it should be.
+	Unreachable error
+	// Faults are the keys that are wrong, each with the reason.
+	Faults []state.Fault
+
+	edits []reconcile.Edit
+}
+
+// Changes says whether there is anything to change.
+func (p *Preview) Changes() bool { return len(p.edits) > 0 }
+
+// announcementTable is the table of an edit that is a route of BGP's.
+const announcementTable = "announcement"
+
+// Plan returns what an agent with this configuration would change on this host
+// if it looked now. It reads, and changes nothing.
+func Plan(ctx context.Context, c Config, from string) (*Preview, error) {
+	if err := mayLook(); err != nil {
+		return nil, err
+	}
+	cache, p, err := c.stored(ctx, from)
+	if err != nil {
+		return nil, err
+	}
+	return p, p.look(ctx, cache.Snapshot(), c.self(), announcedNow)
+}
+
+// announced are the routes that the agent on this host announces now; none where
+// no agent runs.
+type announced func(context.Context) ([]plan.Announcement, error)
+
+func announcedNow(context.Context) ([]plan.Announcement, error) { return nil, nil }
+
+// mayLook says in time what else the kernel would say with EPERM and less.
+func mayLook() error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return fmt.Errorf("capget: %w", err)
+	}
+	if data[0].Effective&(1<<unix.CAP_NET_ADMIN) == 0 {
+		return errors.New("reading IPVS and iptables needs CAP_NET_ADMIN: run this as root")
+	}
+	return nil
+}
+
+// stored reads what etcd or the disk holds, as a starting agent does: where a
+// value in etcd is malformed, the good one on disk stays in force.
+func (c Config) stored(ctx context.Context, from string) (*state.Cache, *Preview, error) {
+	cache := state.NewCache()
+	disk, diskErr := store.LoadSnapshot(filepath.Join(c.StateDir, "snapshot"))
+	for _, e := range disk.Entries {
+		// An old claim says nothing of what its node may announce now.
+		if k, err := state.ParseKey(e.Key); err == nil && k.Kind != state.KindClaim {
+			cache.Put(e.Key, e.Value, e.ModRevision, 0)
+		}
+	}
+	var unreachable error
+	if from != FromDisk {
+		cache.Snapshot() // which remembers the targets that are good
+		revision, err := c.list(ctx, cache)
+		if err == nil {
+			return cache, &Preview{Source: FromEtcd, Revision: revision}, nil
+		}
+		unreachable = fmt.Errorf("etcd can't be reached: %w", err)
+		if from == FromEtcd {
+			return nil, nil, unreachable
+		}
+	}
+	if diskErr != nil {
+		return nil, nil, errors.Join(unreachable, diskErr)
+	}
+	cache.SetRevision(disk.Revision)
+	return cache, &Preview{Source: FromDisk, Revision: disk.Revision, Saved: disk.Saved, Unreachable: unreachable}, nil
+}
+
+// list brings all that etcd holds into the cache.
+func (c Config) list(ctx context.Context, cache *state.Cache) (int64, error) {
+	tls, err := c.Etcd.tls()
+	if err != nil {
+		return 0, err
+	}
+	client, err := store.Open(store.Config{Endpoints: c.Etcd.Endpoints, TLS: tls})
+	if err != nil {
+		return 0, err
+	}
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(ctx, diskAfter)
+	defer cancel()
+	entries, revision, err := client.List(ctx, state.Prefix)
+	if err != nil {
+		return 0, err
+	}
+	keep := make(map[string]bool, len(entries))
+	for _, e := range entries {
+		keep[e.Key] = true
+	}
+	cache.Retain(keep)
+	for _, e := range entries {
+		cache.Put(e.Key, e.Value, e.ModRevision, e.Lease)
+	}
+	cache.SetRevision(revision)
+	return revision, nil
+}
+
+// look compares the host with what a snapshot wants of it.
+func (p *Preview) look(ctx context.Context, s *state.Snapshot, self plan.Self, now announced) error {
+	p.Faults = s.Faults
+	d, loaded, err := readDataplane()
+	if err != nil {
+		return err
+	}
+	defer d.close()
+	if !loaded {
+		p.edits = append(p.edits, reconcile.Edit{Op: reconcile.Create, Key: "module ip_vs", Text: reconcile.Text{
+			Table: "module", Commands: reconcile.Commands(reconcile.Create, "modprobe ip_vs"),
+		}})
+	}
+	edits, err := d.preview(ctx, plan.KernelOf(s, self))
+	if err != nil {
+		return err
+	}
+	have, err := now(ctx)
+	if err != nil {
+		return fmt.Errorf("ask the running agent: %w", err)
+	}
+	p.edits = append(p.edits, withRoutes(edits, announcementEdits(announcements(s, self, have), have))...)
+	return nil
+}
+
+// withRoutes puts routes between what is made and what is removed: they are
+// announced when the host can serve them, and withdrawn before it no longer can.
+func withRoutes(edits, routes []reconcile.Edit) []reconcile.Edit {
+	removals := slices.IndexFunc(edits, func(e reconcile.Edit) bool { return e.Op == reconcile.Delete })
+	if removals < 0 {
+		removals = len(edits)
+	}
+	return slices.Concat(edits[:removals], routes, edits[removals:])
+}
+
+// announcements are the routes that the agent should announce. A MED that is
+// announced already stays: where it moves next is decided with the other nodes,
+// and not by this host's look at itself. What isn't announced yet gets the MED
+// of an agent that has just started.
+func announcements(s *state.Snapshot, self plan.Self, have []plan.Announcement) []plan.Announcement {
+	meds := map[netip.Prefix]state.MED{}
+	for _, a := range have {
+		meds[a.Prefix] = state.MED(a.MED)
+	}
+	var out []plan.Announcement
+	for _, vip := range plan.VIPs(s, self) {
+		_, decision := plan.Decide(plan.Memory{}, plan.Input{
+			Snapshot: s, Self: self, Lease: -1, CanServe: plan.Equipped(s, vip), Now: time.Now(),
+		}, vip)
+		for _, a := range plan.Announcements(s, vip, decision) {
+			if med, ok := meds[a.Prefix]; ok {
+				decision = plan.Decision{MED: med}
+			}
+		}
+		out = append(out, plan.Announcements(s, vip, decision)...)
+	}
+	return out
+}
+
+type prefix netip.Prefix
+
+func (p prefix) String() string { return "route " + netip.Prefix(p).String() }
+
+func announcementEdits(want, have []plan.Announcement) []reconcile.Edit {
+	index := func(routes []plan.Announcement) map[prefix]string {
+		out := map[prefix]string{}
+		for _, a := range routes {
+			out[prefix(a.Prefix)] = attributes(a)
+		}
+		return out
+	}
+	var edits []reconcile.Edit
+	for _, c := range reconcile.Diff(index(want), index(have), nil) {
+		edits = append(edits, reconcile.Edit{Op: c.Op, Key: c.Key.String(), Text: reconcile.Text{
+			Table: announcementTable, Old: c.Old, New: c.New,
+		}})
+	}
+	return edits
+}
+
+// attributes are a route's, in the words of router configurations.
+func attributes(a plan.Announcement) string {
+	out := fmt.Sprintf("med %d", a.MED)
+	for i, c := range a.Communities {
+		if i == 0 {
+			out += " community"
+		}
+		out += fmt.Sprintf(" %d:%d", c>>16, c&0xffff)
+	}
+	if a.Prepend > 0 {
+		out += fmt.Sprintf(" prepend %d", a.Prepend)
+	}
+	return out
+}
+
+// source says where the intent comes from.
+func (p *Preview) source() string {
+	if p.Source == FromEtcd {
+		return fmt.Sprintf("etcd at revision %d", p.Revision)
+	}
+	out := fmt.Sprintf("the snapshot on disk, saved %s (%s ago), at revision %d",
+		p.Saved.Format(time.RFC3339), time.Since(p.Saved).Round(time.Second), p.Revision)
+	if p.Unreachable != nil {
+		out += ": " + strings.ReplaceAll(p.Unreachable.Error(), "\n", "; ")
+	}
+	return out
+}
+
+// JSON writes the preview for programs.
+func (p *Preview) JSON(out io.Writer) error {
+	type change struct {
+		Table    string   `json:"table"`
+		Op       string   `json:"op"` // create, update or delete
+		Key      string   `json:"key"`
+		Old      string   `json:"old"`
+		New      string   `json:"new"`
+		Commands []string `json:"commands"`
+	}
+	type fault struct {
+		Key    string `json:"key"`
+		Reason string `json:"reason"`
+		Notice bool   `json:"notice"` // in force all the same
+	}
+	doc := struct {
+		Source   string   `json:"source"` // etcd or disk
+		Saved    string   `json:"saved,omitempty"`
+		Reason   string   `json:"reason,omitempty"`
+		Revision int64    `json:"revision"`
+		Faults   []fault  `json:"faults"`
+		Changes  []change `json:"changes"`
+	}{Source: p.Source, Revision: p.Revision, Faults: []fault{}, Changes: []change{}}
+	if !p.Saved.IsZero() {
+		doc.Saved = p.Saved.UTC().Format(time.RFC3339)
+	}
+	if p.Unreachable != nil {
+		doc.Reason = p.Unreachable.Error()
+	}
+	for _, f := range p.Faults {
+		doc.Faults = append(doc.Faults, fault{f.Key, f.Reason, f.Notice})
+	}
+	for _, e := range p.edits {
+		c := change{Table: e.Table, Op: e.Op.String(), Key: e.Key, Old: e.Old, New: e.New, Commands: []string{}}
+		for _, command := range e.Commands {
+			c.Commands = append(c.Commands, command.Line)
+		}
+		doc.Changes = append(doc.Changes, c)
+	}
+	encoder := json.NewEncoder(out)
+	encoder.SetEscapeHTML(false)
+	encoder.SetIndent("", "  ")
+	return encoder.Encode(doc)
+}
