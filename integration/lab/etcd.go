@@ -89,7 +89,7 @@ func (l *Lab) StartEtcd(node string) error {
 		"--peer-cert-allowed-hostname="+pki.PeerName,
 		fmt.Sprintf("--heartbeat-interval=%d", etcdHeartbeat.Milliseconds()),
 		fmt.Sprintf("--election-timeout=%d", etcdElection.Milliseconds()),
-		"--unsafe-no-fsync", "--log-level=warn")
+		"--unsafe-no-fsync", "--bcrypt-cost=4", "--log-level=warn")
 	return err
 }
 

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/url"
+	"os"
 	"sync"
 	"time"
 )
@@ -27,7 +28,11 @@ func Reach(ctx context.Context, cfg Config) error {
 		all.Go(func() {
 			ctx, cancel := context.WithTimeout(ctx, reachTimeout)
 			defer cancel()
-			if err := reach(ctx, cfg, endpoint); err != nil {
+			err := reach(ctx, cfg, endpoint)
+			if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
+				err = fmt.Errorf("no answer within %s", reachTimeout)
+			}
+			if err != nil {
 				errs[i] = fmt.Errorf("%s: %w", endpoint, err)
 			}
 		})
