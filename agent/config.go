@@ -19,6 +19,7 @@ import (
 	"github.com/medway-lb/medway/agent/internal/bgp"
 	"github.com/medway-lb/medway/pkg/plan"
 	"github.com/medway-lb/medway/pkg/state"
+	"github.com/medway-lb/medway/pkg/store"
 	"github.com/medway-lb/medway/pkg/yamlfile"
 )
 
@@ -255,22 +256,16 @@ func (e Etcd) tls() (*tls.Config, error) {
 		return nil, nil
 	}
 	config := &tls.Config{MinVersion: tls.VersionTLS12}
+	var err error
 	if e.CA != "" {
-		pem, err := os.ReadFile(e.CA)
-		if err != nil {
+		if config.RootCAs, err = store.CertPool(e.CA); err != nil {
 			return nil, fmt.Errorf("field etcd.ca: %w", err)
-		}
-		config.RootCAs = x509.NewCertPool()
-		if !config.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("field etcd.ca: value %q: expected a file with PEM certificates", e.CA)
 		}
 	}
 	if e.Cert != "" {
-		pair, err := tls.LoadX509KeyPair(e.Cert, e.Key)
-		if err != nil {
+		if config.GetClientCertificate, err = store.ClientCertificate(e.Cert, e.Key); err != nil {
 			return nil, fmt.Errorf("field etcd.cert: %w", err)
 		}
-		config.Certificates = []tls.Certificate{pair}
 	}
 	return config, nil
 }

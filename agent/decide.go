@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"reflect"
@@ -23,6 +24,9 @@ const (
 	writeTimeout = 2 * time.Second
 	// writeRetry is how soon a write that failed is tried again.
 	writeRetry = 300 * time.Millisecond
+	// deniedRetry is the same for one that etcd's permissions don't allow: a
+	// person has to act first.
+	deniedRetry = 3 * time.Second
 	// failuresAllowed is how many runs in a row may leave the kernel unlike the
 	// plan before the node counts as unable to serve: one lost netlink answer
 	// should not move a site's traffic.
@@ -263,7 +267,7 @@ func (d *decider) register(s *state.Snapshot) ([]lease.Write, error) {
 	return []lease.Write{{
 		Put: store.Put{Key: key, Value: value},
 		Done: func(o lease.Outcome) {
-			if o.Err != nil {
+			if o.Err != nil && !errors.Is(o.Err, store.ErrDenied) { // that the store has told, once
 				d.log.Warn("can't register the node", zap.Error(o.Err))
 			}
 		},
@@ -343,10 +347,10 @@ func (d *decider) claimed(vip string, c plan.ClaimWrite, o lease.Outcome) {
 	if o.Committed {
 		m.Committed(c, o.Revision)
 	} else {
-		if o.Err != nil {
+		if o.Err != nil && !errors.Is(o.Err, store.ErrDenied) {
 			d.log.Warn(fmt.Sprintf("%s: outcome of claiming %s is unknown", vip, c.MED), zap.Error(o.Err))
 		}
-		m.NotCommitted(time.Now().Add(writeRetry))
+		m.NotCommitted(tryAgain(o))
 	}
 	d.memory[vip] = m
 }
@@ -372,13 +376,21 @@ func (d *decider) campaign(in plan.Input, vip string) []lease.Write {
 		Put:    store.Put{Key: key, Value: state.Encode(&medwayv1.Owner{Node: d.self.Name}), Lease: in.Lease},
 		Done: func(o lease.Outcome) {
 			d.later(func(d *decider) {
-				d.candidacies[vip] = time.Now().Add(writeRetry)
+				d.candidacies[vip] = tryAgain(o)
 				if o.Committed {
 					d.log.Info(fmt.Sprintf("%s: owns the VIP in %s", vip, d.self.Site))
 				}
 			})
 		},
 	}}
+}
+
+// tryAgain is when to repeat a write that was not committed.
+func tryAgain(o lease.Outcome) time.Time {
+	if errors.Is(o.Err, store.ErrDenied) {
+		return time.Now().Add(deniedRetry)
+	}
+	return time.Now().Add(writeRetry)
 }
 
 // tell logs what has changed for a VIP.

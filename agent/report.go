@@ -136,6 +136,9 @@ func (a *Agent) statusNow(ctx context.Context) *medwayv1.Status {
 			Since: s.Since.UTC().Format(time.RFC3339), Error: s.LastError,
 		})
 	}
+	for _, trouble := range a.store.Troubles() {
+		faults = append(faults, &medwayv1.Fault{Subject: "etcd", Reason: trouble})
+	}
 	out.Faults = faults
 	out.Drift = a.drift.status()
 	return out

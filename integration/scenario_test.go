@@ -85,8 +85,7 @@ func run(t *testing.T, l *lab.Lab, node, command string) string {
 // status is the output of `medwayctl status`.
 func status(t *testing.T, l *lab.Lab) string {
 	t.Helper()
-	return run(t, l, lab.Witness, filepath.Join(l.BinDir(), "medwayctl")+
-		" --insecure --endpoints "+strings.Join(l.Endpoints(), ",")+" --command-timeout 30s status")
+	return run(t, l, lab.Witness, filepath.Join(l.BinDir(), "medwayctl")+" --command-timeout 30s status")
 }
 
 // med is what an edge router has from its own site's LVS hosts, lowest first.

@@ -26,14 +26,16 @@ func (l *Lab) agentConfig(node string) ([]byte, error) {
 		return nil, fmt.Errorf("%s is no LVS host", node)
 	}
 	site, _ := l.topo.Site(n.Site)
+	cert, key := l.Certificate(node)
 	var b bytes.Buffer
 	err := templates.ExecuteTemplate(&b, "agent.yaml", struct {
 		Node, Site, Group string
 		Addr, Edge        netip.Addr
 		Endpoints         []string
+		CA, Cert, Key     string
 		AS                int
 		StateDir          string
-	}{node, n.Site, site.Group(), n.Addr, site.Addr(1), l.Endpoints(), OperatorAS, l.path(node, "state")})
+	}{node, n.Site, site.Group(), n.Addr, site.Addr(1), l.Endpoints(), l.CA(), cert, key, OperatorAS, l.path(node, "state")})
 	return b.Bytes(), err
 }
 
@@ -135,7 +137,7 @@ func (l *Lab) Apply(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = l.Output(ctx, Witness, bin, "--insecure", "--endpoints", strings.Join(l.Endpoints(), ","), "apply", "-f", l.IntentDir())
+	_, err = l.Output(ctx, Witness, bin, "apply", "-f", l.IntentDir())
 	return err
 }
 

@@ -1,21 +1,19 @@
 package lab
 
 import (
-	"bytes"
 	"context"
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
-	"net/http"
 	"os"
 	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/medway-lb/medway/pkg/pki"
+	"github.com/medway-lb/medway/pkg/store"
 )
 
 // Raft's timing. etcd's own defaults (100 ms, 1 s) lose leaders when an emulated CPU
@@ -32,19 +30,13 @@ const (
 var etcdEnv = []string{"GOMAXPROCS=1", "GOGC=400"}
 
 // EtcdNodes lists the nodes that run an etcd member.
-func (l *Lab) EtcdNodes() []string {
-	var names []string
-	for _, n := range l.topo.Role(RoleEtcd) {
-		names = append(names, n.Name)
-	}
-	return names
-}
+func (l *Lab) EtcdNodes() []string { return l.nodeNames(RoleEtcd) }
 
 // Endpoints lists the etcd members as clients on the lab's nodes reach them.
 func (l *Lab) Endpoints() []string {
 	var urls []string
 	for _, n := range l.topo.Role(RoleEtcd) {
-		urls = append(urls, "http://"+net.JoinHostPort(n.Addr.String(), "2379"))
+		urls = append(urls, "https://"+net.JoinHostPort(n.Addr.String(), "2379"))
 	}
 	return urls
 }
@@ -78,22 +70,26 @@ func (l *Lab) StartEtcd(node string) error {
 	}
 	var cluster []string
 	for _, m := range l.topo.Role(RoleEtcd) {
-		cluster = append(cluster, fmt.Sprintf("%s=http://%s:2380", m.Name, m.Addr))
+		cluster = append(cluster, fmt.Sprintf("%s=https://%s:2380", m.Name, m.Addr))
 	}
-	client, peer := fmt.Sprintf("http://%s:2379", n.Addr), fmt.Sprintf("http://%s:2380", n.Addr)
+	client, peer := fmt.Sprintf("https://%s:2379", n.Addr), fmt.Sprintf("https://%s:2380", n.Addr)
 	data := l.path("etcd", node)
 	if err := os.MkdirAll(data, 0o700); err != nil {
 		return err
 	}
+	cert, key := l.Certificate(node)
 	_, err = l.start(node, "etcd", etcdEnv, bin,
 		"--name="+node, "--data-dir="+data,
 		// Loopback too, so that a plain `etcdctl` works on the member's node.
-		"--listen-client-urls="+client+",http://127.0.0.1:2379", "--advertise-client-urls="+client,
+		"--listen-client-urls="+client+",https://127.0.0.1:2379", "--advertise-client-urls="+client,
 		"--listen-peer-urls="+peer, "--initial-advertise-peer-urls="+peer,
 		"--initial-cluster="+strings.Join(cluster, ","), "--initial-cluster-state=new", "--initial-cluster-token=medway-lab",
+		"--cert-file="+cert, "--key-file="+key, "--trusted-ca-file="+l.CA(), "--client-cert-auth",
+		"--peer-cert-file="+cert, "--peer-key-file="+key, "--peer-trusted-ca-file="+l.CA(), "--peer-client-cert-auth",
+		"--peer-cert-allowed-hostname="+pki.PeerName,
 		fmt.Sprintf("--heartbeat-interval=%d", etcdHeartbeat.Milliseconds()),
 		fmt.Sprintf("--election-timeout=%d", etcdElection.Milliseconds()),
-		"--unsafe-no-fsync", "--log-level=warn")
+		"--unsafe-no-fsync", "--bcrypt-cost=4", "--log-level=warn")
 	return err
 }
 
@@ -121,70 +117,35 @@ func (l *Lab) waitEtcd(ctx context.Context) error {
 	return nil
 }
 
-// EtcdHealthy asks a member, from its own node, whether it has a leader and commits.
+// EtcdHealthy asks a member, from its own node, for a linearizable read: whether
+// it has a leader, and takes the operator for one.
 func (l *Lab) EtcdHealthy(ctx context.Context, node string) error {
-	body, err := l.etcdCall(ctx, node, http.MethodGet, "/health", nil)
-	if err == nil && !bytes.Contains(body, []byte(`"health":"true"`)) {
-		err = fmt.Errorf("%s", body)
-	}
+	_, _, err := l.Get(ctx, node, "/medway/v1/")
 	return err
 }
 
 // Put writes a key, like `etcdctl put` on the node but without a process start.
 func (l *Lab) Put(ctx context.Context, node, key, value string) error {
-	b64 := base64.StdEncoding.EncodeToString
-	_, err := l.etcdCall(ctx, node, http.MethodPost, "/v3/kv/put",
-		map[string]string{"key": b64([]byte(key)), "value": b64([]byte(value))})
+	client, err := l.member(node)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	_, _, err = client.Commit(ctx, nil, []store.Put{{Key: key, Value: []byte(value)}}, nil)
 	return err
 }
 
 // Get reads a key; it tells whether the key exists.
 func (l *Lab) Get(ctx context.Context, node, key string) (value string, found bool, err error) {
-	body, err := l.etcdCall(ctx, node, http.MethodPost, "/v3/kv/range",
-		map[string]string{"key": base64.StdEncoding.EncodeToString([]byte(key))})
+	client, err := l.member(node)
 	if err != nil {
 		return "", false, err
 	}
-	var reply struct {
-		KVs []struct {
-			Value []byte `json:"value"`
-		} `json:"kvs"`
-	}
-	if err := json.Unmarshal(body, &reply); err != nil {
-		return "", false, err
-	}
-	if len(reply.KVs) == 0 {
-		return "", false, nil
-	}
-	return string(reply.KVs[0].Value), true, nil
-}
-
-// etcdCall uses the JSON gateway of the member that runs on the node.
-func (l *Lab) etcdCall(ctx context.Context, node, method, path string, request any) ([]byte, error) {
+	defer client.Close()
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	var in bytes.Buffer
-	if request != nil {
-		if err := json.NewEncoder(&in).Encode(request); err != nil {
-			return nil, err
-		}
-	}
-	req, err := http.NewRequestWithContext(ctx, method, "http://127.0.0.1:2379"+path, &in)
-	if err != nil {
-		return nil, err
-	}
-	transport := &http.Transport{DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-		return l.Dial(ctx, node, network, addr)
-	}}
-	defer transport.CloseIdleConnections()
-	resp, err := (&http.Client{Transport: transport}).Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err == nil && resp.StatusCode != http.StatusOK {
-		err = fmt.Errorf("%s: %s", resp.Status, bytes.TrimSpace(body))
-	}
-	return body, err
+	e, found, err := client.Get(ctx, key)
+	return string(e.Value), found, err
 }

@@ -142,7 +142,7 @@ func (l *Lab) build(ctx context.Context) error {
 		parts = append([]part{{"kernel", func(context.Context) error { return CheckKernel() }}}, parts...)
 		parts = append(parts, part{"backends started", l.startBackends})
 	}
-	parts = append(parts, part{"routers' sessions established", l.waitRouters}, part{"etcd healthy", l.waitEtcd})
+	parts = append(parts, part{"routers' sessions established", l.waitRouters}, part{"etcd healthy", l.waitEtcd}, part{"etcd's users and roles", l.initEtcd})
 	if backends {
 		parts = append(parts, part{"backends answer", l.waitBackends})
 	}
@@ -178,6 +178,9 @@ func (l *Lab) progress(what string) {
 }
 
 func (l *Lab) startInfrastructure() error {
+	if err := l.makeCertificates(); err != nil {
+		return err
+	}
 	l.mountEtcdData()
 	for _, node := range l.EtcdNodes() {
 		if err := l.StartEtcd(node); err != nil {

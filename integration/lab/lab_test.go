@@ -107,7 +107,11 @@ site: dc1
 group: dc1-edge1
 addresses: {ipv4: 10.1.0.11}
 uplink: eth0
-etcd: {endpoints: ["http://10.3.0.5:2379", "http://10.1.0.5:2379", "http://10.2.0.5:2379"], insecure: true}
+etcd:
+  endpoints: ["https://10.3.0.5:2379", "https://10.1.0.5:2379", "https://10.2.0.5:2379"]
+  ca: /run/x/pki/ca.pem
+  cert: /run/x/pki/dc1-lvs-a.pem
+  key: /run/x/pki/dc1-lvs-a.key
 bgp:
   as: 65001
   router_id: 10.1.0.11

@@ -25,17 +25,26 @@ func (l *Lab) Namespace(node string) string { return l.opts.Prefix + node }
 
 // Command prepares a program to run on a node. It has no parent-death signal, which
 // in Go would follow a thread and not this process; nsenter replaces itself by the
-// program, so the pid is the program's own.
+// program, so the pid is the program's own. Its environment is that of a shell there.
 func (l *Lab) Command(ctx context.Context, node string, args ...string) *exec.Cmd {
 	argv := append([]string{"--net=" + filepath.Join(netnsDir, l.Namespace(node)), "--"}, args...)
-	return exec.CommandContext(ctx, "nsenter", argv...)
+	cmd := exec.CommandContext(ctx, "nsenter", argv...)
+	cmd.Env = append(os.Environ(), l.Environment(node)...)
+	return cmd
 }
 
 // Output runs a program on a node and returns what it printed; an error carries it too.
 func (l *Lab) Output(ctx context.Context, node string, args ...string) (string, error) {
+	return l.OutputAs(ctx, Operator, node, args...)
+}
+
+// OutputAs is Output for programs that speak to etcd, as one of its users.
+func (l *Lab) OutputAs(ctx context.Context, user, node string, args ...string) (string, error) {
 	var out []byte
 	err := l.Inside(node, func() (err error) {
-		out, err = exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput()
+		cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+		cmd.Env = append(append(os.Environ(), l.Environment(node)...), l.EtcdEnvironment(user)...)
+		out, err = cmd.CombinedOutput()
 		return err
 	})
 	if err != nil {

@@ -8,14 +8,13 @@ import (
 )
 
 // Environment is what a shell on a node needs beyond its own: the project's
-// programs, the lab's etcd, and a prompt that says where it is.
+// programs, the lab's etcd, as the operator, and a prompt that says where it is.
 func (l *Lab) Environment(node string) []string {
-	return []string{
-		"PATH=" + l.BinDir() + ":" + os.Getenv("PATH"),
-		"ETCDCTL_ENDPOINTS=" + strings.Join(l.Endpoints(), ","),
-		"MEDWAYCTL_INSECURE=true",
-		"PS1=" + node + "# ",
-	}
+	return append(l.EtcdEnvironment(Operator),
+		"PATH="+l.BinDir()+":"+os.Getenv("PATH"),
+		"ETCDCTL_ENDPOINTS="+strings.Join(l.Endpoints(), ","),
+		"PS1="+node+"# ",
+	)
 }
 
 // Hint says what there is to see on a node.

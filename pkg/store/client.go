@@ -14,6 +14,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"time"
 
@@ -34,6 +35,8 @@ type Config struct {
 	// the better way: with a password each new stream (so each lease renewal)
 	// costs the cluster one bcrypt comparison.
 	Username, Password string
+	// Dial, if given, makes the connections; for tests and laboratories.
+	Dial func(ctx context.Context, address string) (net.Conn, error)
 	// DialTimeout bounds one attempt to connect. Default 3 s.
 	DialTimeout time.Duration
 	// ProbeInterval is how often a followed prefix is confirmed to be current.
@@ -62,6 +65,19 @@ func (c *Config) setDefaults() {
 	}
 }
 
+func (c *Config) dialOptions() []grpc.DialOption {
+	options := []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
+		// gRPC's own maximum is 120 s: after a long outage an agent would
+		// stay away for two minutes more.
+		Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second},
+		MinConnectTimeout: c.DialTimeout,
+	})}
+	if c.Dial != nil {
+		options = append(options, grpc.WithContextDialer(c.Dial))
+	}
+	return options
+}
+
 // Client is a connection to one etcd cluster. It is safe for concurrent use.
 type Client struct {
 	cfg    Config
@@ -76,6 +92,8 @@ type Client struct {
 	dialErr   error
 	fresh     map[*follower]time.Time
 	refreshed chan struct{}
+
+	troubles troubles
 }
 
 // Open makes a client. It never waits for etcd: an error means that the
@@ -107,13 +125,8 @@ func (c *Client) dial() error {
 		Context: c.ctx, DialTimeout: c.cfg.DialTimeout,
 		// Finds a member that is frozen or cut off without a reset.
 		DialKeepAliveTime: 10 * time.Second, DialKeepAliveTimeout: 3 * time.Second,
-		Logger: c.log.Named("etcd").WithOptions(zap.IncreaseLevel(zap.ErrorLevel)),
-		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
-			// gRPC's own maximum is 120 s: after a long outage an agent would
-			// stay away for two minutes more.
-			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second},
-			MinConnectTimeout: c.cfg.DialTimeout,
-		})},
+		Logger:      c.log.Named("etcd").WithOptions(zap.IncreaseLevel(zap.ErrorLevel)),
+		DialOptions: c.cfg.dialOptions(),
 	})
 	if err != nil {
 		return err
@@ -143,6 +156,7 @@ func (c *Client) dialUntilReady() {
 func (c *Client) Close() {
 	c.cancel()
 	<-c.done
+	c.troubles.close()
 	select {
 	case <-c.ready:
 		// Its error is that of a context which we have just cancelled.

@@ -126,10 +126,13 @@ func (f *follower) report(ctx context.Context, err error) {
 	}
 	f.lastErr = err.Error()
 	f.log.Warn("lost the watch, trying again", zap.Error(err), zap.Int64("revision", f.revision))
+	f.c.explain(err)
 }
 
 func (f *follower) list(ctx context.Context) error {
 	sent := time.Now()
+	// A list may take its time, but who waits for one should learn why.
+	defer time.AfterFunc(explainAfter, func() { f.c.explain(context.DeadlineExceeded) }).Stop()
 	l, err := f.c.list(ctx, f.prefix)
 	if err != nil {
 		return err
@@ -175,6 +178,7 @@ func (f *follower) confirm(sent time.Time) {
 	if !f.doubtful && sent.After(f.fresh) {
 		f.fresh = sent
 		f.lastErr = ""
+		f.c.reached()
 		f.c.setFresh(f, sent)
 	}
 }

@@ -2,9 +2,11 @@ package store
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -17,6 +19,8 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/goleak"
+
+	"github.com/medway-lb/medway/pkg/pki"
 )
 
 const patience = 20 * time.Second // for anything that must happen
@@ -76,6 +80,7 @@ type member struct {
 type cluster struct {
 	members []*member
 	initial string
+	pki     *pki.Authority // nil: without TLS
 }
 
 // newCluster starts n members of its own for t.
@@ -86,9 +91,45 @@ func newCluster(t *testing.T, n int) *cluster {
 	return c
 }
 
+// newSecureCluster is newCluster with TLS that asks clients for certificates.
+func newSecureCluster(t *testing.T, n int) *cluster {
+	t.Helper()
+	authority, _, err := pki.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := authority.Server("server", nil, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	c := &cluster{pki: authority}
+	c.startAll(t, t.TempDir(), n)
+	t.Cleanup(c.killAll)
+	return c
+}
+
+// as is the configuration of a client with a certificate of its own.
+func (c *cluster) as(t *testing.T, user string) Config {
+	t.Helper()
+	if err := c.pki.Client(user, time.Hour); err != nil && !errors.Is(err, fs.ErrExist) {
+		t.Fatal(err)
+	}
+	cert, key := c.pki.Files(user)
+	config, err := TLS(c.pki.CA(), cert, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Config{Endpoints: c.endpoints(), TLS: config, ProbeInterval: quick}
+}
+
 func startCluster(t *testing.T, dir string, n int) *cluster {
 	t.Helper()
 	c := &cluster{}
+	c.startAll(t, dir, n)
+	return c
+}
+
+func (c *cluster) startAll(t *testing.T, dir string, n int) {
+	t.Helper()
 	var initial []string
 	for i := range n {
 		m := &member{client: freeAddress(t), peer: freeAddress(t), dir: filepath.Join(dir, fmt.Sprintf("m%d", i))}
@@ -100,7 +141,14 @@ func startCluster(t *testing.T, dir string, n int) *cluster {
 		c.start(t, i)
 	}
 	c.waitReady(t)
-	return c
+}
+
+// url is a client's or with TLS a secure one.
+func (c *cluster) url(address string) string {
+	if c.pki == nil {
+		return "http://" + address
+	}
+	return "https://" + address
 }
 
 func freeAddress(t *testing.T) string {
@@ -126,10 +174,14 @@ func (c *cluster) start(t *testing.T, i int) {
 	}
 	defer func() { _ = log.Close() }()
 	m.cmd = exec.Command(binary, "--name", fmt.Sprintf("m%d", i), "--data-dir", m.dir,
-		"--listen-client-urls", "http://"+m.client, "--advertise-client-urls", "http://"+m.client,
+		"--listen-client-urls", c.url(m.client), "--advertise-client-urls", c.url(m.client),
 		"--listen-peer-urls", "http://"+m.peer, "--initial-advertise-peer-urls", "http://"+m.peer,
 		"--initial-cluster", c.initial, "--heartbeat-interval", "50", "--election-timeout", "500",
 		"--unsafe-no-fsync", "--bcrypt-cost", "4", "--log-level", "warn")
+	if c.pki != nil {
+		cert, key := c.pki.Files("server")
+		m.cmd.Args = append(m.cmd.Args, "--cert-file", cert, "--key-file", key, "--trusted-ca-file", c.pki.CA(), "--client-cert-auth")
+	}
 	m.cmd.Stdout, m.cmd.Stderr = log, log
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := m.cmd.Start(); err != nil {
@@ -165,14 +217,22 @@ func (c *cluster) signal(t *testing.T, sig syscall.Signal) {
 
 func (c *cluster) endpoints() (all []string) {
 	for _, m := range c.members {
-		all = append(all, m.client)
+		if c.pki == nil {
+			all = append(all, m.client)
+		} else {
+			all = append(all, c.url(m.client))
+		}
 	}
 	return all
 }
 
 func (c *cluster) waitReady(t *testing.T) {
 	t.Helper()
-	cl := open(t, Config{Endpoints: c.endpoints()})
+	config := Config{Endpoints: c.endpoints()}
+	if c.pki != nil {
+		config = c.as(t, RootUser)
+	}
+	cl := open(t, config)
 	defer cl.Close()
 	if _, _, err := cl.Get(deadline(t), "/ready"); err != nil {
 		t.Fatal("etcd is not ready: ", err)

@@ -34,7 +34,7 @@ func (c *Client) Grant(ctx context.Context, ttl time.Duration) (*Lease, error) {
 	sent := time.Now()
 	r, err := etcd.Grant(ctx, int64((ttl+time.Second-1)/time.Second))
 	if err != nil {
-		return nil, classify("grant", err)
+		return nil, c.classify("grant", err)
 	}
 	return &Lease{c: c, id: int64(r.ID), deadline: sent.Add(time.Duration(r.TTL) * time.Second)}, nil
 }
@@ -53,7 +53,7 @@ func (l *Lease) Renew(ctx context.Context) error {
 	sent := time.Now()
 	r, err := etcd.KeepAliveOnce(ctx, clientv3.LeaseID(l.id))
 	if err != nil {
-		err = classify("renew", err)
+		err = l.c.classify("renew", err)
 		if errors.Is(err, ErrLeaseLost) {
 			l.setDeadline(time.Time{})
 		}
@@ -90,7 +90,7 @@ func (l *Lease) Revoke(ctx context.Context) error {
 	}
 	_, err = etcd.Revoke(ctx, clientv3.LeaseID(l.id))
 	if err != nil {
-		err = classify("revoke", err)
+		err = l.c.classify("revoke", err)
 		if !errors.Is(err, ErrLeaseLost) {
 			return err
 		}

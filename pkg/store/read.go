@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"fmt"
 	"math/rand/v2"
 	"time"
 
@@ -35,7 +34,7 @@ func (c *Client) Get(ctx context.Context, key string) (e Entry, found bool, err 
 	}
 	r, err := etcd.Get(ctx, key)
 	if err != nil {
-		return Entry{}, false, fmt.Errorf("store: get %s: %w", key, err)
+		return Entry{}, false, c.classify("get "+key, err)
 	}
 	if len(r.Kvs) == 0 {
 		return Entry{}, false, nil
@@ -72,7 +71,7 @@ func (c *Client) list(ctx context.Context, prefix string) (listing, error) {
 	for key := prefix; ; {
 		page, err := getPage(ctx, etcd, key, end, l.revision)
 		if err != nil {
-			return listing{}, fmt.Errorf("store: list %s: %w", prefix, err)
+			return listing{}, c.classify("list "+prefix, err)
 		}
 		if l.revision == 0 {
 			l.revision, l.cluster = page.Header.Revision, page.Header.ClusterId

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -16,6 +18,9 @@ var (
 	// denied, request too large or malformed, an unknown lease, too many
 	// requests. Any other error of a write leaves its outcome unknown.
 	ErrRefused = errors.New("store: refused, nothing was written")
+	// ErrDenied marks what etcd's permissions don't allow this client, by its
+	// user. A write that failed so is an [ErrRefused] too.
+	ErrDenied = errors.New("store: denied by etcd's permissions")
 	// ErrNoSpace says that etcd's space quota is exhausted. It is not an
 	// ErrRefused: the write that crosses the quota is applied and then answered
 	// with this error (quotaApplierV3.Txn in etcd/server/etcdserver/apply).
@@ -65,16 +70,52 @@ func (c *Client) Commit(ctx context.Context, guards []Guard, puts []Put, deletes
 		ops = append(ops, clientv3.OpDelete(key))
 	}
 	r, err := etcd.Txn(ctx).If(ifs...).Then(ops...).Commit()
+	c.troubles.written(c.log, puts, deletes, denied(err))
 	if err != nil {
-		return false, 0, classify("commit", err)
+		return false, 0, c.classify("write "+written(puts, deletes), err)
 	}
 	return r.Succeeded, r.Header.Revision, nil
 }
 
+// written names the keys of a write, for errors.
+func written(puts []Put, deletes []string) string {
+	keys := slices.Clone(deletes)
+	for _, p := range puts {
+		keys = append(keys, p.Key)
+	}
+	if len(keys) > 3 {
+		keys = append(keys[:3:3], fmt.Sprintf("... (%d keys)", len(keys)))
+	}
+	return strings.Join(keys, ", ")
+}
+
+// denied tells whether etcd knows the client and does not allow it, or does not
+// know it and wants to.
+func denied(err error) bool {
+	etcdErr := rpctypes.Error(err)
+	return errors.Is(etcdErr, rpctypes.ErrPermissionDenied) || errors.Is(etcdErr, rpctypes.ErrUserEmpty)
+}
+
+// deniedError is an [ErrDenied] in words.
+type deniedError struct {
+	what, who string
+	err       error
+}
+
+func (e *deniedError) Error() string {
+	return fmt.Sprintf("store: %s: etcd's permissions do not allow it to %s (%v)", e.what, e.who, e.err)
+}
+
+func (e *deniedError) Is(target error) bool { return target == ErrDenied || target == ErrRefused }
+
+func (e *deniedError) Unwrap() error { return e.err }
+
 // classify wraps an error of etcd so that callers need no type of the etcd client.
-func classify(what string, err error) error {
+func (c *Client) classify(what string, err error) error {
 	etcdErr := rpctypes.Error(err)
 	switch {
+	case denied(err):
+		return &deniedError{what, c.cfg.who(), err}
 	case errors.Is(etcdErr, rpctypes.ErrNoSpace):
 		return fmt.Errorf("store: %s: %w: %w", what, ErrNoSpace, err)
 	case errors.Is(etcdErr, rpctypes.ErrLeaseNotFound):

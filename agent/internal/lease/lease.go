@@ -95,7 +95,9 @@ func (k *Keeper) renew(ctx context.Context) {
 	put := k.alive()
 	put.Lease = lease.ID()
 	if _, _, err := k.store.Commit(ctx, nil, []store.Put{put}, nil); err != nil {
-		k.log.Warn("can't write the alive key", zap.Error(err))
+		if !errors.Is(err, store.ErrDenied) { // which the store has told, once
+			k.log.Warn("can't write the alive key", zap.Error(err))
+		}
 		return
 	}
 	k.log.Info("got a lease", zap.Duration("ttl", k.ttl))

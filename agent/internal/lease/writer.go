@@ -2,6 +2,7 @@ package lease
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -29,13 +30,13 @@ type Outcome struct {
 }
 
 // Commit makes the writes, in as few transactions as may be, each within
-// timeout. Where the guard of one write fails, the others of its batch are
-// tried one by one. It returns at once; outcomes come on other goroutines.
+// timeout. Where the guard of one write fails, or etcd's permissions don't allow
+// one, the others of its batch are tried one by one. It returns at once; outcomes come on other goroutines.
 func Commit(ctx context.Context, client *store.Client, timeout time.Duration, writes []Write) {
 	for part := range slices.Chunk(writes, batch) {
 		go func() {
 			if len(part) > 1 {
-				if o := commit(ctx, client, timeout, part); o.Committed || o.Err != nil {
+				if o := commit(ctx, client, timeout, part); o.Committed || o.Err != nil && !errors.Is(o.Err, store.ErrDenied) {
 					for _, w := range part {
 						w.Done(o)
 					}

@@ -269,6 +269,18 @@ func TestFlagsAreChecked(t *testing.T) {
 // etcd starts a real server of its own, and returns its URL and a client.
 func etcd(t *testing.T) (string, *store.Client) {
 	t.Helper()
+	url := startEtcd(t, "http")
+	client, err := store.Open(store.Config{Endpoints: []string{url}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(client.Close)
+	return url, client
+}
+
+// startEtcd starts a real server; flags are beyond the usual.
+func startEtcd(t *testing.T, scheme string, flags ...string) (url string) {
+	t.Helper()
 	binary, err := exec.Command("go", "tool", "-n", "go.etcd.io/etcd/server/v3").Output()
 	if err != nil {
 		t.Fatal("build etcd: ", err)
@@ -282,28 +294,24 @@ func etcd(t *testing.T) (string, *store.Client) {
 		urls = append(urls, "http://"+l.Addr().String())
 		_ = l.Close()
 	}
-	cmd := exec.Command(strings.TrimSpace(string(binary)), "--data-dir", t.TempDir(), "--unsafe-no-fsync", "--log-level", "error",
+	urls[0] = strings.Replace(urls[0], "http", scheme, 1)
+	cmd := exec.Command(strings.TrimSpace(string(binary)), append(flags, "--data-dir", t.TempDir(), "--unsafe-no-fsync", "--log-level", "error",
 		"--listen-client-urls", urls[0], "--advertise-client-urls", urls[0],
-		"--listen-peer-urls", urls[1], "--initial-advertise-peer-urls", urls[1], "--initial-cluster", "default="+urls[1])
+		"--listen-peer-urls", urls[1], "--initial-advertise-peer-urls", urls[1], "--initial-cluster", "default="+urls[1])...)
 	var log bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &log, &log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	client, err := store.Open(store.Config{Endpoints: urls[:1]})
-	if err != nil {
-		t.Fatal(err)
-	}
 	t.Cleanup(func() {
-		client.Close()
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		if t.Failed() {
 			t.Log(log.String())
 		}
 	})
-	return urls[0], client
+	return urls[0]
 }
 
 // stored is everything of medway's in etcd.

@@ -4,7 +4,6 @@ package main
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"os"
@@ -54,7 +53,12 @@ func command() *cobra.Command {
 	f.StringVar(&c.key, "key", os.Getenv("ETCDCTL_KEY"), "`file` with the client's key (ETCDCTL_KEY)")
 	f.BoolVar(&c.insecure, "insecure", os.Getenv("MEDWAYCTL_INSECURE") == "true", "allow http:// endpoints, without TLS (MEDWAYCTL_INSECURE=true)")
 	f.DurationVar(&c.timeout, "command-timeout", 5*time.Second, "how long to wait for etcd")
-	root.AddCommand(apply(&c), status(&c))
+	root.AddCommand(apply(&c), status(&c), initEtcd(&c), certs())
+	for _, cmd := range root.Commands() {
+		if run := cmd.RunE; run != nil {
+			cmd.RunE = func(cmd *cobra.Command, args []string) error { return c.explain(cmd.Context(), run(cmd, args)) }
+		}
+	}
 	return root
 }
 
@@ -66,40 +70,52 @@ func endpointsFromEnvironment() []string {
 }
 
 func (c *connection) open() (*store.Client, error) {
-	config := store.Config{Endpoints: c.endpoints, DialTimeout: c.timeout}
-	for _, endpoint := range c.endpoints {
-		if !strings.HasPrefix(endpoint, "https://") && !c.insecure {
-			return nil, fmt.Errorf("flag --endpoints: value %q: expected https://, or --insecure beside it", endpoint)
-		}
-	}
-	if !c.insecure {
-		t, err := c.tls()
-		if err != nil {
-			return nil, err
-		}
-		config.TLS = t
+	config, err := c.config()
+	if err != nil {
+		return nil, err
 	}
 	return store.Open(config)
 }
 
+func (c *connection) config() (store.Config, error) {
+	config := store.Config{Endpoints: c.endpoints, DialTimeout: c.timeout}
+	for _, endpoint := range c.endpoints {
+		if !strings.HasPrefix(endpoint, "https://") && !c.insecure {
+			return config, fmt.Errorf("flag --endpoints: value %q: expected https://, or --insecure beside it", endpoint)
+		}
+	}
+	if c.insecure {
+		return config, nil
+	}
+	var err error
+	config.TLS, err = c.tls()
+	return config, err
+}
+
 func (c *connection) tls() (*tls.Config, error) {
 	t := &tls.Config{MinVersion: tls.VersionTLS12}
+	var err error
 	if c.ca != "" {
-		pem, err := os.ReadFile(c.ca)
-		if err != nil {
+		if t.RootCAs, err = store.CertPool(c.ca); err != nil {
 			return nil, fmt.Errorf("flag --cacert: %w", err)
-		}
-		t.RootCAs = x509.NewCertPool()
-		if !t.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("flag --cacert: value %q: expected a file with PEM certificates", c.ca)
 		}
 	}
 	if c.cert != "" || c.key != "" {
-		pair, err := tls.LoadX509KeyPair(c.cert, c.key)
-		if err != nil {
+		if t.GetClientCertificate, err = store.ClientCertificate(c.cert, c.key); err != nil {
 			return nil, fmt.Errorf("flags --cert and --key: %w", err)
 		}
-		t.Certificates = []tls.Certificate{pair}
 	}
 	return t, nil
+}
+
+// explain adds to an error that is one of the connection what is wrong with it.
+func (c *connection) explain(ctx context.Context, err error) error {
+	if !store.Disconnected(err) || ctx.Err() != nil {
+		return err
+	}
+	config, bad := c.config()
+	if bad != nil {
+		return err
+	}
+	return errors.Join(err, store.Reach(ctx, config))
 }

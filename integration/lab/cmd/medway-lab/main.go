@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"strings"
 	"syscall"
 	"text/tabwriter"
 
@@ -104,6 +105,7 @@ func statusCommand(dir *string) *cobra.Command {
 
 // shellCommand replaces this process by a shell, or a command, on the node.
 func shellCommand(dir *string) *cobra.Command {
+	var user string
 	cmd := &cobra.Command{
 		Use:   "shell NODE [CMD...]",
 		Short: "A shell, or one command, on a node, at this terminal",
@@ -114,7 +116,7 @@ func shellCommand(dir *string) *cobra.Command {
 				// Without a person's start-up files: they may take minutes on an emulated processor.
 				args = append(args, "bash", "--norc", "--noprofile")
 			}
-			c, err := nodeCommand(cmd.Context(), *dir, args)
+			c, err := nodeCommand(cmd.Context(), *dir, user, args)
 			if err != nil {
 				return err
 			}
@@ -122,25 +124,26 @@ func shellCommand(dir *string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			env := append(os.Environ(), l.Environment(args[0])...)
 			if interactive {
 				fmt.Print(l.Hint(args[0]))
 			}
-			return syscall.Exec(c.Path, c.Args, env)
+			return syscall.Exec(c.Path, c.Args, c.Environ())
 		},
 	}
 	cmd.Flags().SetInterspersed(false)
+	asFlag(cmd, &user)
 	return cmd
 }
 
 // execCommand runs a command on the node as a child, and ends with its exit code.
 func execCommand(dir *string) *cobra.Command {
+	var user string
 	cmd := &cobra.Command{
 		Use:   "exec NODE CMD...",
 		Short: "Run a command on a node and pass on its exit code",
 		Args:  cobra.MinimumNArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := nodeCommand(cmd.Context(), *dir, args)
+			c, err := nodeCommand(cmd.Context(), *dir, user, args)
 			if err != nil {
 				return err
 			}
@@ -149,10 +152,16 @@ func execCommand(dir *string) *cobra.Command {
 		},
 	}
 	cmd.Flags().SetInterspersed(false)
+	asFlag(cmd, &user)
 	return cmd
 }
 
-func nodeCommand(ctx context.Context, dir string, args []string) (*exec.Cmd, error) {
+func asFlag(cmd *cobra.Command, user *string) {
+	cmd.Flags().StringVar(user, "as", lab.Operator, "etcd's `user` whose certificate etcdctl and medwayctl show: "+
+		strings.Join([]string{lab.Operator, lab.Viewer, lab.Root}, ", ")+" or an LVS host")
+}
+
+func nodeCommand(ctx context.Context, dir, user string, args []string) (*exec.Cmd, error) {
 	l, err := lab.Open(dir)
 	if err != nil {
 		return nil, err
@@ -160,8 +169,17 @@ func nodeCommand(ctx context.Context, dir string, args []string) (*exec.Cmd, err
 	if _, ok := l.Topology().Node(args[0]); !ok {
 		return nil, fmt.Errorf("no node %s; there are:%s", args[0], nodeNames(l))
 	}
+	if cert, _ := l.Certificate(user); !exists(cert) {
+		return nil, fmt.Errorf("flag --as: value %q: there is no %s", user, cert)
+	}
 	c := l.Command(ctx, args[0], args[1:]...)
+	c.Env = append(c.Env, l.EtcdEnvironment(user)...)
 	return c, c.Err
+}
+
+func exists(file string) bool {
+	_, err := os.Stat(file)
+	return err == nil
 }
 
 func nodeNames(l *lab.Lab) string {

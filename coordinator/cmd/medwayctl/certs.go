@@ -1,0 +1,134 @@
+package main
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/medway-lb/medway/pkg/pki"
+)
+
+// certificates are what a person asks for.
+type certificates struct {
+	dir     string
+	servers []string // NAME=HOST,HOST...
+	clients []string
+	days    int
+}
+
+func certs() *cobra.Command {
+	var want certificates
+	cmd := &cobra.Command{
+		Use:   "certs --dir DIR",
+		Short: "Make a certificate authority, and certificates for etcd and its clients",
+		Long: `Make NAME.pem and NAME.key in a directory, signed by the authority ca.pem of the
+same directory, which is made first where there is none. A server is an etcd member;
+name all addresses by which clients and other members reach it. A client is a node, or
+a person: its name is the user that etcd takes it for (see init-etcd); root may
+administer etcd.
+
+Files that exist are never overwritten: to renew a certificate, remove its two files and
+run the same command again. Agents take up the new ones without a restart. Keep ca.key
+away from the servers: whoever has it can be anyone.`,
+		Example: `  medwayctl certs --dir pki --server etcd1=10.1.0.5 --server etcd2=10.2.0.5 --server etcd3=10.3.0.5,etcd3.example.com
+  medwayctl certs --dir pki --client root --client alice --client dc1-lvs-a`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return want.make(cmd.OutOrStdout()) },
+	}
+	f := cmd.Flags()
+	f.StringVar(&want.dir, "dir", "", "`directory` of the authority and its certificates")
+	f.StringArrayVar(&want.servers, "server", nil, "`NAME=HOST[,HOST...]` of an etcd member (may be repeated)")
+	f.StringArrayVar(&want.clients, "client", nil, "`NAME` of a node or a person (may be repeated)")
+	f.IntVar(&want.days, "days", 365, "how long new certificates are valid")
+	_ = cmd.MarkFlagRequired("dir")
+	return cmd
+}
+
+func (c certificates) make(out io.Writer) error {
+	if c.days < 1 {
+		return fmt.Errorf("flag --days: value %d: expected at least 1", c.days)
+	}
+	valid := time.Duration(c.days) * 24 * time.Hour
+	servers := map[string][]string{}
+	for _, text := range c.servers {
+		name, hosts, ok := strings.Cut(text, "=")
+		if !ok || name == "" || hosts == "" {
+			return fmt.Errorf("flag --server: value %q: expected NAME=HOST, with the addresses or names of the member", text)
+		}
+		servers[text] = strings.Split(hosts, ",")
+	}
+	for _, name := range c.clients {
+		if err := checkUser(name); err != nil {
+			return fmt.Errorf("flag --client: %w", err)
+		}
+	}
+	authority, made, err := pki.Open(c.dir)
+	if err != nil {
+		return err
+	}
+	if err := tellCertificate(out, authority.CA(), "authority", made, nil); err != nil {
+		return err
+	}
+	for _, text := range c.servers {
+		name, _, _ := strings.Cut(text, "=")
+		err := authority.Server(name, servers[text], valid)
+		fits := func(cert *x509.Certificate) error { return pki.ServesAs(cert, servers[text]) }
+		if err := kept(authority, out, name, "etcd member "+name, err, fits); err != nil {
+			return err
+		}
+	}
+	for _, name := range c.clients {
+		err := authority.Client(name, valid)
+		fits := func(cert *x509.Certificate) error {
+			if cert.Subject.CommonName != name {
+				return fmt.Errorf("its common name is %q", cert.Subject.CommonName)
+			}
+			return nil
+		}
+		if err := kept(authority, out, name, "user "+name, err, fits); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// kept tells what has become of a certificate, where one that exists must be
+// the one that was asked for.
+func kept(a *pki.Authority, out io.Writer, name, of string, made error, fits func(*x509.Certificate) error) error {
+	cert, key := a.Files(name)
+	if made != nil && !errors.Is(made, fs.ErrExist) {
+		return made
+	}
+	checked := func(cert *x509.Certificate) error { return errors.Join(a.Signed(cert), fits(cert)) }
+	if err := tellCertificate(out, cert, of, made == nil, checked); err != nil {
+		return fmt.Errorf("%w: to have a new one, remove %s and %s", err, cert, key)
+	}
+	return nil
+}
+
+func tellCertificate(out io.Writer, file, of string, made bool, fits func(*x509.Certificate) error) error {
+	cert, err := pki.ReadCertificate(file)
+	if err != nil {
+		return err
+	}
+	if fits != nil {
+		if err := fits(cert); err != nil {
+			return fmt.Errorf("%s is there already and is another one: %w", file, err)
+		}
+	}
+	if time.Now().After(cert.NotAfter) {
+		return fmt.Errorf("%s ended on %s", file, cert.NotAfter.Format(time.DateOnly))
+	}
+	sign := ' '
+	if made {
+		sign = '+'
+	}
+	fmt.Fprintf(out, "%c %s: %s, until %s\n", sign, file, of, cert.NotAfter.Format(time.DateOnly))
+	return nil
+}
