@@ -270,7 +270,7 @@ func (d *drill) finish(ctx context.Context, capture *capture) (err error) {
 
 // establish sets the calls up and looks at them in the kernel's table.
 func (d *drill) establish(ctx context.Context, site string) (err error) {
-	d.say("SIPp calls %s from %s: %d calls, each on a TCP connection of its own", lab.VIP, lab.ClientAddr, d.Calls)
+	d.say("SIPp calls %s from %s: %d calls, each on a TCP connection of its own", lab.VIP, lab.Clients, d.Calls)
 	if d.calls, err = startCalls(ctx, d.lab, filepath.Join(d.Dir, "calls"), d.Calls); err != nil {
 		return err
 	}

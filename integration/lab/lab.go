@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -234,9 +235,12 @@ func (l *Lab) startAgents(context.Context) error {
 }
 
 func (l *Lab) waitRouters(ctx context.Context) error {
-	routers := l.topo.Routers()
-	for i, router := range routers {
-		if err := l.waitSessions(ctx, router, append(routers[:i:i], routers[i+1:]...)...); err != nil {
+	for _, router := range l.topo.Routers() {
+		peers := slices.DeleteFunc(l.topo.Routers(), func(other string) bool {
+			_, err := l.topo.Link(router, other)
+			return err != nil
+		})
+		if err := l.waitSessions(ctx, router, peers...); err != nil {
 			return err
 		}
 	}

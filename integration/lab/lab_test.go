@@ -31,7 +31,7 @@ func threeSites() Topology {
 }
 
 func TestTopology(t *testing.T) {
-	for name, topo := range map[string]Topology{"default": Default(), "two LVS": Default().WithLVS(2), "three sites": threeSites()} {
+	for name, topo := range map[string]Topology{"default": Default(), "two LVS": Default().WithLVS(2), "three sites": threeSites(), "two providers": Default().WithTransit2()} {
 		t.Run(name, func(t *testing.T) {
 			if err := topo.Validate(); err != nil {
 				t.Fatal(err)
@@ -40,7 +40,7 @@ func TestTopology(t *testing.T) {
 		})
 	}
 	n, ok := Default().WithLVS(2).Node("dc1-lvs-b")
-	if !ok || n.Addr != netip.MustParseAddr("10.1.0.12") || n.Role != RoleLVS {
+	if !ok || n.Addr != netip.MustParseAddr("10.1.0.12") || n.Addr6 != netip.MustParseAddr("2001:db8:1::12") || n.Role != RoleLVS {
 		t.Errorf("dc1-lvs-b: %+v, %v", n, ok)
 	}
 }
@@ -52,6 +52,10 @@ func checkLinks(t *testing.T, topo Topology) {
 	devs, addrs, cabled := map[string]bool{}, map[netip.Addr]bool{}, map[string]bool{}
 	for _, l := range topo.Links() {
 		for _, e := range []End{l.A, l.B} {
+			if e.Addr6.IsValid() && addrs[e.Addr6.Addr()] {
+				t.Errorf("address %s twice", e.Addr6)
+			}
+			addrs[e.Addr6.Addr()] = true
 			if key := e.Node + " " + e.Dev; devs[key] || len(e.Dev) > 15 {
 				t.Errorf("interface %s twice, or its name is too long", key)
 			} else {
@@ -69,6 +73,9 @@ func checkLinks(t *testing.T, topo Topology) {
 		if l.A.Addr.IsValid() && l.A.Addr.Masked() != l.B.Addr.Masked() {
 			t.Errorf("link %s-%s: %s and %s", l.A.Node, l.B.Node, l.A.Addr, l.B.Addr)
 		}
+		if l.A.Addr6.IsValid() && l.A.Addr6.Masked() != l.B.Addr6.Masked() {
+			t.Errorf("link %s-%s: %s and %s", l.A.Node, l.B.Node, l.A.Addr6, l.B.Addr6)
+		}
 	}
 	for _, n := range topo.Nodes() {
 		if !cabled[n.Name] {
@@ -85,6 +92,8 @@ func TestTopologyRefused(t *testing.T) {
 		"long name":      func(t *Topology) { t.Sites[0].Name = "a-very-long-site" },
 		"witness's":      func(t *Topology) { t.WitnessNumber = 2 },
 		"number too big": func(t *Topology) { t.Sites[0].Number = 300 },
+		"provider twice": func(t *Topology) { t.Providers = append(t.Providers, transit1) },
+		"no provider":    func(t *Topology) { t.Providers = nil },
 	}
 	for name, breakIt := range broken {
 		topo := Default()
@@ -105,7 +114,7 @@ func TestAgentConfig(t *testing.T) {
 node: dc1-lvs-a
 site: dc1
 group: dc1-edge1
-addresses: {ipv4: 10.1.0.11}
+addresses: {ipv4: 10.1.0.11, ipv6: "2001:db8:1::11"}
 uplink: eth0
 etcd: {endpoints: ["http://10.3.0.5:2379", "http://10.1.0.5:2379", "http://10.2.0.5:2379"], insecure: true}
 bgp:
@@ -174,7 +183,7 @@ func TestBirdConfig(t *testing.T) {
 	}
 	one := Default()
 	one.Sites = one.Sites[:1]
-	for name, topo := range map[string]Topology{"default": Default(), "two LVS": Default().WithLVS(2), "three sites": threeSites(), "one site": one} {
+	for name, topo := range map[string]Topology{"default": Default(), "two LVS": Default().WithLVS(2), "three sites": threeSites().WithTransit2(), "one site": one} {
 		l := testLab(t, Options{Topology: &topo})
 		for _, router := range topo.Routers() {
 			config, err := l.birdConfig(router)
@@ -223,8 +232,8 @@ func TestParseRoutes(t *testing.T) {
 	}
 	prefix := netip.PrefixFrom(VIP, 32)
 	want := []Route{
-		{prefix, "dc1-lvs-a", netip.MustParseAddr("10.1.0.11"), netip.MustParseAddr("10.1.0.11"), 100, true},
-		{prefix, "dc2-edge", netip.MustParseAddr("10.255.12.2"), netip.MustParseAddr("10.255.12.2"), 500, false},
+		{prefix, "dc1-lvs-a", netip.MustParseAddr("10.1.0.11"), netip.MustParseAddr("10.1.0.11"), 100, 0, true},
+		{prefix, "dc2-edge", netip.MustParseAddr("10.255.12.2"), netip.MustParseAddr("10.255.12.2"), 500, 0, false},
 	}
 	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
 		t.Error(diff)
