@@ -43,11 +43,11 @@ func CheckKernel() error {
 
 // prepareBackend makes a host one that IPVS in tunnel mode can send to.
 func (l *Lab) prepareBackend(n Node) error {
-	var from []netip.Addr
+	var from, from6 []netip.Addr
 	for _, lvs := range l.topo.Role(RoleLVS) {
-		from = append(from, lvs.Addr)
+		from, from6 = append(from, lvs.Addr), append(from6, lvs.Addr6)
 	}
-	return l.acceptTunnels(n, VIP, from)
+	return errors.Join(l.acceptTunnels(n, VIP, from), l.acceptTunnels(n, VIP6, from6))
 }
 
 // acceptTunnels gives a host a VIP of either family, and makes it unpack what LVS
@@ -123,7 +123,8 @@ func (l *Lab) StartBackend(node string) error {
 	if err != nil {
 		return err
 	}
-	_, err = l.Start(node, "sbc", bin, "--name", node, "--listen", net.JoinHostPort(VIP.String(), "5060"))
+	_, err = l.Start(node, "sbc", bin, "--name", node, "--transport", "tcp", "--transport", "udp",
+		"--listen", net.JoinHostPort(VIP.String(), "5060"), "--listen", net.JoinHostPort(VIP6.String(), "5060"))
 	return err
 }
 
@@ -132,17 +133,22 @@ func (l *Lab) StopBackend(ctx context.Context, node string, sig syscall.Signal) 
 	return l.Stop(ctx, node, "sbc", sig)
 }
 
-// waitBackend waits until the SIP server takes connections on the VIP, on its own host.
+// waitBackend waits until the SIP server takes connections on both addresses of the VIP, on its own host.
 func (l *Lab) waitBackend(ctx context.Context, node string) error {
 	err := until(ctx, 50*time.Millisecond, func() error {
 		if d, err := l.Daemon(node, "sbc"); err != nil || !d.Alive() {
 			return errors.New("sbc has ended")
 		}
-		conn, err := l.Dial(ctx, node, "tcp4", net.JoinHostPort(VIP.String(), "5060"))
-		if err != nil {
-			return err
+		for _, vip := range []netip.Addr{VIP, VIP6} {
+			conn, err := l.Dial(ctx, node, "tcp", net.JoinHostPort(vip.String(), "5060"))
+			if err != nil {
+				return err
+			}
+			if err := conn.Close(); err != nil {
+				return err
+			}
 		}
-		return conn.Close()
+		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("backend on %s: %w\n%s", node, err, indent(tail(l.path(node, "sbc.log"), 10)))
