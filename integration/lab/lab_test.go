@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -100,6 +101,36 @@ func TestTopologyRefused(t *testing.T) {
 		breakIt(&topo)
 		if topo.Validate() == nil {
 			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+// Whose lab is in the way: one that stays, or one whose program runs.
+func TestVacant(t *testing.T) {
+	self, _, err := processStat(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	living := &Daemon{PID: os.Getpid(), StartTime: self, BootID: bootID()}
+	ended := &Daemon{PID: os.Getpid(), StartTime: self - 1, BootID: bootID()} // its number went to another
+	for name, test := range map[string]struct {
+		state *state
+		want  string // "" is vacant
+	}{
+		"nothing there":     {nil, ""},
+		"stays":             {&state{}, "a lab is up in"},
+		"its owner lives":   {&state{Owner: living}, fmt.Sprintf("in use by process %d", os.Getpid())},
+		"its owner is gone": {&state{Owner: ended}, ""},
+	} {
+		opts := Options{Dir: t.TempDir(), Prefix: "nobody-has-this-"}
+		if test.state != nil {
+			test.state.Options = opts
+			if err := writeJSON(opts.Dir+"/state.json", test.state); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := Vacant(opts); (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: %v, want %q", name, err, test.want)
 		}
 	}
 }

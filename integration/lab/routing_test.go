@@ -182,6 +182,11 @@ func TestCutsAndOpen(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	for _, opts := range []Options{up.opts, {Dir: t.TempDir(), Prefix: up.opts.Prefix}} {
+		if err := Vacant(opts); err == nil {
+			t.Errorf("a lab with prefix %s in %s would take this one's place", opts.Prefix, opts.Dir)
+		}
+	}
 	reach := func(node, addr string) error {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
