@@ -31,8 +31,14 @@ func threeSites() Topology {
 	return t
 }
 
+func oneProvider() Topology {
+	t := Default()
+	t.Providers = t.Providers[:1]
+	return t
+}
+
 func TestTopology(t *testing.T) {
-	for name, topo := range map[string]Topology{"default": Default(), "two LVS": Default().WithLVS(2), "three sites": threeSites(), "two providers": Default().WithTransit2()} {
+	for name, topo := range map[string]Topology{"default": Default(), "two LVS": Default().WithLVS(2), "three sites": threeSites(), "one provider": oneProvider()} {
 		t.Run(name, func(t *testing.T) {
 			if err := topo.Validate(); err != nil {
 				t.Fatal(err)
@@ -214,7 +220,7 @@ func TestBirdConfig(t *testing.T) {
 	}
 	one := Default()
 	one.Sites = one.Sites[:1]
-	for name, topo := range map[string]Topology{"default": Default(), "two LVS": Default().WithLVS(2), "three sites": threeSites().WithTransit2(), "one site": one} {
+	for name, topo := range map[string]Topology{"default": Default(), "two LVS": Default().WithLVS(2), "three sites": threeSites(), "one provider": oneProvider(), "one site": one} {
 		l := testLab(t, Options{Topology: &topo})
 		for _, router := range topo.Routers() {
 			config, err := l.birdConfig(router)

@@ -22,9 +22,8 @@ func upRouting(t *testing.T) *Lab {
 			missing = program
 		}
 	}
-	topo := Default().WithTransit2()
 	opts := Options{
-		Topology: &topo, Dir: t.TempDir(), Prefix: fmt.Sprintf("mwt%d-", os.Getpid()), RoutingOnly: true,
+		Dir: t.TempDir(), Prefix: fmt.Sprintf("mwt%d-", os.Getpid()), RoutingOnly: true,
 		BinDir: "../../bin", Timeout: 30 * time.Second, Progress: t.Output(),
 	}
 	if _, err := os.Stat(opts.BinDir + "/etcd"); err != nil {

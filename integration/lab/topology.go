@@ -80,10 +80,10 @@ type Host struct {
 	Last int
 }
 
-// Default is two sites with one LVS host and two backends each.
+// Default is two sites with one LVS host and two backends each, and two providers.
 func Default() Topology {
 	return Topology{
-		Providers: []Provider{transit1},
+		Providers: []Provider{transit1, transit2},
 		Sites: []Site{
 			{Name: "dc1", Number: 1, LVS: lvsHosts(1), SBC: sbcHosts(2)},
 			{Name: "dc2", Number: 2, LVS: lvsHosts(1), SBC: sbcHosts(2)},
@@ -98,12 +98,6 @@ func (t Topology) WithLVS(n int) Topology {
 	for i := range t.Sites {
 		t.Sites[i].LVS = lvsHosts(n)
 	}
-	return t
-}
-
-// WithTransit2 adds a second provider, which ignores MEDs.
-func (t Topology) WithTransit2() Topology {
-	t.Providers = append(slices.Clone(t.Providers), transit2)
 	return t
 }
 

@@ -20,7 +20,6 @@ func demoCommand(dir *string) *cobra.Command {
 	var opts lab.Options
 	var drillOpts drill.Options
 	var keep bool
-	var providers int
 	var traffic []string
 	cmd := &cobra.Command{
 		Use:   "demo",
@@ -31,14 +30,11 @@ new calls went to the new site. A lab that was built with up is left alone: the
 demo refuses to take its place.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			topo, err := topology(providers)
-			if err != nil {
-				return err
-			}
+			var err error
 			if drillOpts.Traffic, err = drill.ParseTraffic(traffic); err != nil {
 				return err
 			}
-			opts.Dir, opts.Topology, opts.Progress, opts.Transient = *dir, &topo, cmd.OutOrStdout(), !keep
+			opts.Dir, opts.Progress, opts.Transient = *dir, cmd.OutOrStdout(), !keep
 			if err := lab.Vacant(opts); err != nil {
 				return fmt.Errorf("%w: end it first (make lab-down, or %s down), or give the demo a --dir and --prefix of its own", err, cmd.Root().Name())
 			}
@@ -50,7 +46,6 @@ demo refuses to take its place.`,
 	f.StringVar(&drillOpts.Dir, "out", "demo-out", "`directory` for the report, the picture and the capture")
 	f.IntVar(&drillOpts.Calls, "calls", 60, "calls to hold, of each kind")
 	f.StringSliceVar(&traffic, "traffic", []string{"tcp"}, "kinds of calls: tcp, tcp6, udp, udp6, or such as udp@clients2")
-	f.IntVar(&providers, "providers", 1, providersHelp)
 	f.IntVar(&drillOpts.Rounds, "rounds", 1, "how often to switch there and back")
 	f.DurationVar(&opts.WANDelay, "wan-delay", 5*time.Millisecond, "one-way delay between the sites")
 	f.StringVar(&opts.BinDir, "bin", "", "directory of the project's binaries (default: this program's own)")

@@ -48,26 +48,21 @@ func command() *cobra.Command {
 
 func upCommand(dir *string) *cobra.Command {
 	var opts lab.Options
-	var lvs, providers int
+	var lvs int
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Build the lab (an earlier one is removed first)",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			topo, err := topology(providers)
-			if err != nil {
-				return err
-			}
-			topo = topo.WithLVS(lvs)
+			topo := lab.Default().WithLVS(lvs)
 			opts.Dir, opts.Topology, opts.Progress = *dir, &topo, cmd.OutOrStdout()
-			_, err = lab.Up(cmd.Context(), opts)
+			_, err := lab.Up(cmd.Context(), opts)
 			return err
 		},
 	}
 	f := cmd.Flags()
 	f.DurationVar(&opts.WANDelay, "wan-delay", 0, "one-way delay between the sites, such as 5ms")
 	f.IntVar(&lvs, "lvs", 1, "LVS hosts in each site")
-	f.IntVar(&providers, "providers", 1, providersHelp)
 	f.StringVar(&opts.Prefix, "prefix", "mw-", prefixHelp)
 	f.StringVar(&opts.BinDir, "bin", "", "directory of the project's binaries (default: this program's own)")
 	f.StringVar(&opts.Target, "target", "", "site that takes the traffic first (default: the first)")
@@ -77,20 +72,7 @@ func upCommand(dir *string) *cobra.Command {
 	return cmd
 }
 
-const (
-	providersHelp = "1, or 2: another that ignores MEDs, with the phones of " + lab.Clients2
-	prefixHelp    = "begins the names of the namespaces; another lab has another"
-)
-
-func topology(providers int) (lab.Topology, error) {
-	switch providers {
-	case 1:
-		return lab.Default(), nil
-	case 2:
-		return lab.Default().WithTransit2(), nil
-	}
-	return lab.Topology{}, fmt.Errorf("--providers %d: expected 1 or 2", providers)
-}
+const prefixHelp = "begins the names of the namespaces; another lab has another"
 
 func downCommand(dir *string) *cobra.Command {
 	return &cobra.Command{
