@@ -19,7 +19,7 @@ func up(t *testing.T) *lab.Lab {
 	need(t)
 	l, err := lab.Up(t.Context(), lab.Options{
 		Dir: "/run/medway-test", BinDir: programs(), WANDelay: 5 * time.Millisecond, Progress: t.Output(),
-		Prefix: "mwt-", Timeout: 3 * time.Minute,
+		Prefix: "mwt-", Transient: true, Timeout: 3 * time.Minute,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -41,12 +41,12 @@ func TestLabSwitchover(t *testing.T) {
 	for _, fault := range report.Faults() {
 		t.Error(fault)
 	}
-	if report.Established < 50 || len(report.Switches) != 20 {
-		t.Errorf("%d calls and %d switches, expected at least 50 and 20", report.Established, len(report.Switches))
+	if report.Established() < 50 || len(report.Switches) != 20 {
+		t.Errorf("%d calls and %d switches, expected at least 50 and 20", report.Established(), len(report.Switches))
 	}
 	for i, s := range report.Switches {
 		// The calls were made in dc1: every answer must still come from there.
-		for backend, n := range s.Alive.Alive {
+		for backend, n := range s.Calls[0].Alive.Alive {
 			if !strings.HasPrefix(backend, "dc1-") {
 				t.Errorf("switch %d: %d calls are answered by %s", i, n, backend)
 			}

@@ -12,7 +12,7 @@ if host_has_ipvs; then
   say "this kernel has IPVS: the lab runs on it, in network namespaces"
 else
   say "this kernel has no IPVS: the lab runs in a small virtual machine"
-  if ! "$REPO/scripts/vm.sh" status >/dev/null 2>&1; then trap '"$REPO/scripts/vm.sh" down' EXIT; fi
+  end_machine_with_us
 fi
 
 status=0

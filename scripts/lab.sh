@@ -13,6 +13,7 @@ running() { host_has_ipvs || vm_is_up || die "no lab is up: make lab"; }
 case ${1:-} in
   up)
     shift
+    rm -f "$BORROWED"   # the machine is to stay
     "$REPO/scripts/with-kernel.sh" "$inside" up --wan-delay 5ms "$@"
     cat <<'TEXT'
 

@@ -8,6 +8,7 @@ CACHE=$(realpath -m "${MEDWAY_CACHE:-$REPO/.cache}")
 OUT=$CACHE/out
 KERNEL=$CACHE/kernel             # an unpacked linux-image package, complete if it exists at all
 INITRAMFS=$CACHE/initramfs.gz
+BORROWED=$CACHE/vm/borrowed      # marks a virtual machine that ends with the run that booted it
 
 say() { printf '[%s] %s\n' "$PROG" "$*" >&2; }
 die() { say "error: $*"; exit 1; }
@@ -26,6 +27,15 @@ host_has_ipvs() {
   else
     modprobe -n -q ip_vs 2>/dev/null && modprobe -n -q ipip 2>/dev/null
   fi
+}
+
+# A virtual machine that this run boots ends with it. One that is up already is a person's (make lab), unless the run that
+# booted it was killed: then it is this run's to end. Who lives holds a lock on the file.
+end_machine_with_us() {
+  if "$REPO/scripts/vm.sh" status >/dev/null 2>&1 && [[ ! -e $BORROWED ]]; then return; fi
+  mkdir -p "${BORROWED%/*}"
+  exec {borrowed}>>"$BORROWED"
+  if flock -n "$borrowed"; then trap '[[ ! -e $BORROWED ]] || "$REPO/scripts/vm.sh" down 2>/dev/null' EXIT; fi
 }
 
 kernel_version() { basename "$(echo "$KERNEL"/boot/vmlinuz-*)" | cut -d- -f2-; }

@@ -6,6 +6,6 @@ PROG=test
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 cd "$REPO"
 mkdir -p "$OUT/test"
-if ! host_has_ipvs && ! scripts/vm.sh status >/dev/null 2>&1; then trap 'scripts/vm.sh down 2>/dev/null' EXIT; fi # quiet: the summary is the last line
+host_has_ipvs || end_machine_with_us
 go build -o "$CACHE/medway-test" ./integration/cmd/medway-test
 "$CACHE/medway-test"

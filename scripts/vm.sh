@@ -190,6 +190,7 @@ ensure_up() {
   locked up_locked
 }
 down_locked() {
+  rm -f "$BORROWED"
   if qemu_pid >/dev/null; then
     if connected; then timeout 10 "${SSH[@]}" -n vm sync || true; fi
     clean_up

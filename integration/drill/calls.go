@@ -31,31 +31,30 @@ type Calls struct {
 	err  error
 }
 
-// startCalls begins n calls. A reset must count as the loss of one call, but
-// SIPp ends all its calls at the first one: so resets are dropped before they
-// reach it (the capture still sees them). Their calls fail for want of an answer.
-func startCalls(ctx context.Context, l *lab.Lab, dir string, n int) (*Calls, error) {
+// startCalls begins n calls.
+func startCalls(ctx context.Context, l *lab.Lab, t Traffic, dir string, n int) (*Calls, error) {
+	if err := t.dropResets(ctx, l); err != nil {
+		return nil, err
+	}
+	return start(ctx, l, t, dir, sipp.Run{Scenario: sipp.Call, Calls: n, Rate: 10, Pause: pause})
+}
+
+func start(ctx context.Context, l *lab.Lab, t Traffic, dir string, run sipp.Run) (*Calls, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
 	if err := sipp.Prepare(dir); err != nil {
 		return nil, err
 	}
-	_, _ = l.Output(ctx, lab.Clients, append([]string{"iptables", "-D"}, resetRule...)...) // of an earlier drill
-	if _, err := l.Output(ctx, lab.Clients, append([]string{"iptables", "-A"}, resetRule...)...); err != nil {
+	run, err := t.run(l, run)
+	if err != nil {
 		return nil, err
 	}
-	return start(ctx, l, dir, sipp.Run{
-		Scenario: sipp.Call, Target: lab.VIP.String() + ":5060", Calls: n, Rate: 10, Pause: pause, Answer: answer,
-	})
-}
-
-func start(ctx context.Context, l *lab.Lab, dir string, run sipp.Run) (*Calls, error) {
 	args, err := run.Args()
 	if err != nil {
 		return nil, err
 	}
-	cmd := l.Command(ctx, lab.Clients, append([]string{"sipp"}, args...)...)
+	cmd := l.Command(ctx, t.From, append([]string{"sipp"}, args...)...)
 	cmd.Dir = dir
 	screen, err := os.Create(filepath.Join(dir, "screen"))
 	if err != nil {
@@ -74,8 +73,6 @@ func start(ctx context.Context, l *lab.Lab, dir string, run sipp.Run) (*Calls, e
 	}()
 	return c, nil
 }
-
-var resetRule = []string{"INPUT", "-p", "tcp", "--tcp-flags", "RST", "RST", "-j", "DROP"}
 
 // Count is how the calls stand.
 type Count struct {
@@ -140,11 +137,11 @@ func (c *Calls) ended() bool {
 	}
 }
 
-// end lets all calls say BYE and waits for SIPp's own verdict.
+// tellEnd lets all calls say BYE.
+func (c *Calls) tellEnd() error { return sipp.End(c.dir) }
+
+// end waits, after tellEnd, for SIPp's own verdict.
 func (c *Calls) end(ctx context.Context) (sipp.Stats, error) {
-	if err := sipp.End(c.dir); err != nil {
-		return sipp.Stats{}, err
-	}
 	select {
 	case <-c.done:
 	case <-ctx.Done():
@@ -168,16 +165,8 @@ func (c *Calls) kill() {
 }
 
 // newCalls makes n short calls and says which backends took them.
-func newCalls(ctx context.Context, l *lab.Lab, dir string, n int) (map[string]int, error) {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, err
-	}
-	if err := sipp.Prepare(dir); err != nil {
-		return nil, err
-	}
-	c, err := start(ctx, l, dir, sipp.Run{
-		Scenario: sipp.NewCalls, Target: lab.VIP.String() + ":5060", Calls: n, Rate: n, Pause: 100 * time.Millisecond, Answer: answer,
-	})
+func newCalls(ctx context.Context, l *lab.Lab, t Traffic, dir string, n int) (map[string]int, error) {
+	c, err := start(ctx, l, t, dir, sipp.Run{Scenario: sipp.NewCalls, Calls: n, Rate: n, Pause: 100 * time.Millisecond})
 	if err != nil {
 		return nil, err
 	}

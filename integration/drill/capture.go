@@ -21,6 +21,7 @@ import (
 // Stream is one TCP connection as the clients' side of the wire saw it.
 type Stream struct {
 	Client     string // address.port
+	vip        string // the same of what it calls
 	First      time.Time
 	Last       time.Time
 	Packets    int
@@ -40,20 +41,20 @@ type Stream struct {
 func (s Stream) Continuous() bool { return s.SYNs == 1 && s.Resets == 0 && s.Gaps == 0 }
 
 func (s Stream) String() string {
-	return fmt.Sprintf("%s -> %s.5060: %d packets in %.1f s, %d bytes out, %d bytes in, %d SYN, %d resets, %d gaps, %d retransmissions, longest silence %.1f s",
-		s.Client, lab.VIP, s.Packets, s.Last.Sub(s.First).Seconds(), s.bytesOut, s.bytesIn, s.SYNs, s.Resets, s.Gaps, s.Repeats, s.largestGap.Seconds())
+	return fmt.Sprintf("%s -> %s: %d packets in %.1f s, %d bytes out, %d bytes in, %d SYN, %d resets, %d gaps, %d retransmissions, longest silence %.1f s",
+		s.Client, s.vip, s.Packets, s.Last.Sub(s.First).Seconds(), s.bytesOut, s.bytesIn, s.SYNs, s.Resets, s.Gaps, s.Repeats, s.largestGap.Seconds())
 }
 
-// capture is a tcpdump on the clients' interface.
+// capture is a tcpdump on the interface of a host of phones.
 type capture struct {
 	file string
 	cmd  *exec.Cmd
 }
 
-func startCapture(ctx context.Context, l *lab.Lab, dir string) (*capture, error) {
-	c := &capture{file: filepath.Join(dir, "clients.pcap")}
-	c.cmd = l.Command(ctx, lab.Clients, "tcpdump", "-i", "eth0", "-n", "-s", "96", "-U", "-w", c.file,
-		"-Z", "root", "tcp", "and", "host", lab.VIP.String())
+func startCapture(ctx context.Context, l *lab.Lab, node, dir string) (*capture, error) {
+	c := &capture{file: filepath.Join(dir, node+".pcap")}
+	c.cmd = l.Command(ctx, node, "tcpdump", "-i", "eth0", "-n", "-s", "96", "-U", "-w", c.file,
+		"-Z", "root", fmt.Sprintf("tcp and (host %s or host %s)", lab.VIP, lab.VIP6))
 	ready, err := c.cmd.StderrPipe()
 	if err != nil {
 		return nil, err
@@ -95,27 +96,31 @@ func (c *capture) stop(ctx context.Context) ([]Stream, error) {
 }
 
 // 1700000000.123456 IP 198.51.100.10.40001 > 203.0.113.10.5060: Flags [P.], seq 1:100, ack 5, win 502, length 99
-var packetLine = regexp.MustCompile(`^(\d+)\.(\d+) IP (\S+) > (\S+): Flags \[([^\]]+)\],(?: seq (\d+)(?::(\d+))?,)?.* length (\d+)`)
+// and the same with IP6.
+var packetLine = regexp.MustCompile(`^(\d+)\.(\d+) IP6? (\S+) > (\S+): Flags \[([^\]]+)\],(?: seq (\d+)(?::(\d+))?,)?.* length (\d+)`)
 
 // parseCapture reads tcpdump's text and follows every connection.
 func parseCapture(r io.Reader) ([]Stream, error) {
 	var all []*Stream
 	streams := map[string]*Stream{} // the last one of each client's port
-	vip := lab.VIP.String() + ".5060"
+	called := map[string]bool{}
+	for _, vip := range vips {
+		called[vip.String()+".5060"] = true
+	}
 	lines := bufio.NewScanner(r)
 	for lines.Scan() {
 		m := packetLine.FindStringSubmatch(lines.Text())
 		if m == nil {
 			return nil, fmt.Errorf("tcpdump line not understood: %q", lines.Text())
 		}
-		out := m[4] == vip
-		client := m[3]
+		out := called[m[4]]
+		client, vip := m[3], m[4]
 		if !out {
-			client = m[4]
+			client, vip = m[4], m[3]
 		}
 		s := streams[client]
 		if s == nil || s.closing && out && strings.Contains(m[5], "S") {
-			s = &Stream{Client: client, next: map[bool]uint32{}, seen: map[bool]bool{}}
+			s = &Stream{Client: client, vip: vip, next: map[bool]uint32{}, seen: map[bool]bool{}}
 			streams[client] = s
 			all = append(all, s)
 		}

@@ -151,6 +151,12 @@ func TestCaptureKeepsConnectionsApart(t *testing.T) {
 	if streams[0].bytesOut != 0 || streams[1].bytesOut != 500 || !streams[0].Continuous() || !streams[1].Continuous() {
 		t.Errorf("%v", streams)
 	}
+	six := "1700000000.000000 IP6 2001:db8:c1::10.40001 > 2001:db8:10::10.5060: Flags [S], seq 5, win 64800, length 0\n" +
+		"1700000000.100000 IP6 2001:db8:10::10.5060 > 2001:db8:c1::10.40001: Flags [S.], seq 9, ack 6, win 64260, length 0\n"
+	streams, err = parseCapture(strings.NewReader(six))
+	if err != nil || len(streams) != 1 || streams[0].Client != "2001:db8:c1::10.40001" || streams[0].SYNs != 1 || streams[0].Packets != 2 {
+		t.Errorf("IPv6: %+v, %v", streams, err)
+	}
 	if streams, err := parseCapture(strings.NewReader("")); len(streams) != 0 || err != nil {
 		t.Errorf("%v, %v from nothing", streams, err)
 	}

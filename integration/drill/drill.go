@@ -5,10 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/medway-lb/medway/integration/lab"
 	"github.com/medway-lb/medway/integration/sbc/sipp"
@@ -16,8 +21,10 @@ import (
 
 // Options say what a drill does.
 type Options struct {
-	// Calls that are held throughout; default 60.
+	// Calls that are held throughout, of each kind; default 60.
 	Calls int
+	// Traffic is the kinds of calls; default TCP over IPv4.
+	Traffic []Traffic
 	// Rounds of switching there and back; default 1.
 	Rounds int
 	// Dir takes what the drill leaves: SIPp's files, the capture, the report.
@@ -30,87 +37,154 @@ type Options struct {
 	Before func(context.Context) error
 }
 
-// newCallsPerSwitch is how many calls are made to see where new ones land.
+// newCallsPerSwitch is how many calls of each kind are made to see where new ones land.
 const newCallsPerSwitch = 10
 
 // Report is what a drill saw.
 type Report struct {
-	Established int
-	// Entries are distinct connections in `ipvsadm -lnc` of the first site.
-	Entries  int
+	Kinds    []Kind
 	Switches []Switch
-	// Final is how the calls stood before they were told to end, Stats SIPp's
-	// own totals after.
-	Final   Count
-	Stats   sipp.Stats
-	Resets  int
-	Streams []Stream
+	Resets   int
+	Streams  []Stream
 
 	Started time.Time
 	Samples []Sample
 	Routes  []lab.RouteEvent
 }
 
+// Kind is what became of the calls of one kind.
+type Kind struct {
+	Traffic     Traffic
+	Established int
+	// Entries are distinct connections in `ipvsadm -lnc` of the first site.
+	Entries int
+	// Final is how the calls stood before they were told to end, Stats SIPp's
+	// own totals after.
+	Final Count
+	Stats sipp.Stats
+}
+
 // Switch is one switchover.
 type Switch struct {
 	From, To string
 	Put      time.Time
-	// Best is when the transit's best path led to the new site, Normal when it
-	// did so with the MED of an active site.
-	Best, Normal time.Time
+	// Best is when a provider's best paths to all addresses of the VIP had come to lead
+	// to the new site; zero: never. Normal is when that of the first provider did
+	// so with the MED of an active site.
+	Best   map[string]time.Time
+	Normal time.Time
 	// Steps are the MEDs as the edge routers heard them, in order.
 	Steps []Step
-	// Alive is how the calls stood when all had been asked again, NewCalls
-	// where new ones went.
+	// Calls are in the order of the report's kinds.
+	Calls []SwitchCalls
+}
+
+// SwitchCalls is what a switch did to the calls of one kind: Alive is how they stood
+// when all had been asked again, NewCalls where new ones went.
+type SwitchCalls struct {
 	Alive    Count
 	NewCalls map[string]int
 }
 
-// Step is a MED that an edge router heard from an LVS host of its site.
+// Step is a MED that an edge router heard from an LVS host of its site, for an
+// address of the VIP.
 type Step struct {
 	After time.Duration // since the put
+	VIP   netip.Addr
 	Site  string
 	MED   int
 }
 
 // Lost is the number of established calls that did not live to the end.
-func (r Report) Lost() int { return r.Established - r.Stats.Successful }
+func (k Kind) Lost() int { return k.Established - k.Stats.Successful }
+
+// Established is the number of calls of all kinds that were established.
+func (r Report) Established() int {
+	n := 0
+	for _, k := range r.Kinds {
+		n += k.Established
+	}
+	return n
+}
+
+// Lost is the number of established calls that did not live to the end.
+func (r Report) Lost() int {
+	n := 0
+	for _, k := range r.Kinds {
+		n += k.Lost()
+	}
+	return n
+}
+
+// vips are the addresses that switch together.
+var vips = []netip.Addr{lab.VIP, lab.VIP6}
 
 // Faults says all that a good drill does not have.
 func (r Report) Faults() []string {
 	var out []string
 	fault := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
-	if r.Lost() != 0 || r.Stats.Failed != 0 {
-		fault("%d of %d established calls were lost, SIPp counts %d failed %v", r.Lost(), r.Established, r.Stats.Failed, r.Stats.Why)
-	}
-	if r.Final.Strayed != 0 {
-		fault("%d calls got an answer from another backend than their own", r.Final.Strayed)
+	tcp := 0
+	for i, k := range r.Kinds {
+		of := r.of(i)
+		if k.Lost() != 0 || k.Stats.Failed != 0 {
+			fault("%s%d of %d established calls were lost, SIPp counts %d failed %v", of, k.Lost(), k.Established, k.Stats.Failed, k.Stats.Why)
+		}
+		if k.Final.Strayed != 0 {
+			fault("%s%d calls got an answer from another backend than their own", of, k.Final.Strayed)
+		}
+		if k.Entries < k.Established {
+			fault("%s%d entries in the first site's connection table for %d calls", of, k.Entries, k.Established)
+		}
+		if !k.Traffic.UDP {
+			tcp += k.Established
+		}
 	}
 	if r.Resets != 0 {
 		fault("clients were sent %d TCP resets", r.Resets)
 	}
-	if r.Entries < r.Established {
-		fault("%d entries in the first site's connection table for %d calls", r.Entries, r.Established)
-	}
 	for _, s := range r.Switches {
-		for backend, n := range s.NewCalls {
-			if !strings.HasPrefix(backend, s.To+"-") {
-				fault("after the switch to %s, %d new calls went to %s", s.To, n, backend)
-			}
-		}
-		if len(s.NewCalls) == 0 {
-			fault("after the switch to %s, no new call succeeded", s.To)
-		}
-		if why := s.disorder(); why != "" {
-			fault("switch to %s: %s", s.To, why)
-		}
+		out = append(out, r.switchFaults(s)...)
 	}
-	if len(r.Streams) < r.Established {
-		fault("the capture shows %d connections for %d calls", len(r.Streams), r.Established)
+	if len(r.Streams) < tcp {
+		fault("the capture shows %d connections for %d calls", len(r.Streams), tcp)
 	}
 	for _, s := range r.Streams {
 		if !s.Continuous() {
 			fault("on the wire: %s", s)
+		}
+	}
+	return out
+}
+
+// of begins a line about one kind of calls, where there are several.
+func (r Report) of(i int) string {
+	if len(r.Kinds) == 1 {
+		return ""
+	}
+	return r.Kinds[i].Traffic.String() + ": "
+}
+
+func (r Report) switchFaults(s Switch) []string {
+	var out []string
+	fault := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
+	for i, c := range s.Calls {
+		for backend, n := range c.NewCalls {
+			if !strings.HasPrefix(backend, s.To+"-") {
+				fault("%safter the switch to %s, %d new calls went to %s", r.of(i), s.To, n, backend)
+			}
+		}
+		if len(c.NewCalls) == 0 {
+			fault("%safter the switch to %s, no new call succeeded", r.of(i), s.To)
+		}
+	}
+	for _, provider := range slices.Sorted(maps.Keys(s.Best)) {
+		if s.Best[provider].IsZero() {
+			fault("switch to %s: %s's best path never led there", s.To, provider)
+		}
+	}
+	for _, vip := range vips {
+		if why := s.disorder(vip); why != "" {
+			fault("switch to %s: %s: %s", s.To, vip, why)
 		}
 	}
 	return out
@@ -122,9 +196,10 @@ const force, active, backup = 50, 100, 500
 // disorder says where a switch left the order of PROTOCOL: the new site forces
 // 50 while the old one stands at 100, the old one goes to its backup value,
 // the new one normalises to 100.
-func (s Switch) disorder() string {
+func (s Switch) disorder(vip netip.Addr) string {
 	stage, old := 0, active
-	for _, step := range s.Steps {
+	steps := s.steps(vip)
+	for _, step := range steps {
 		switch {
 		case stage == 0 && step.Site == s.To && step.MED == force:
 			if old != active {
@@ -140,19 +215,34 @@ func (s Switch) disorder() string {
 		}
 	}
 	if stage != 3 {
-		return fmt.Sprintf("the steps were %v, expected %s %d, %s at least %d, %s %d", s.Steps, s.To, force, s.From, backup, s.To, active)
+		return fmt.Sprintf("the steps were %v, expected %s %d, %s at least %d, %s %d", steps, s.To, force, s.From, backup, s.To, active)
 	}
 	return ""
 }
 
-// complete says whether the new site is the usual active one and the old one a
-// backup, in whatever order it came about.
+// steps are those of one address.
+func (s Switch) steps(vip netip.Addr) []Step {
+	return slices.DeleteFunc(slices.Clone(s.Steps), func(step Step) bool { return step.VIP != vip })
+}
+
+// complete says whether the new site is the usual active one, for every provider, and
+// the old one a backup, in whatever order it came about.
 func (s Switch) complete() bool {
-	last := map[string]int{}
-	for _, step := range s.Steps {
-		last[step.Site] = step.MED
+	for _, best := range s.Best {
+		if best.IsZero() {
+			return false
+		}
 	}
-	return !s.Normal.IsZero() && last[s.To] == active && last[s.From] >= backup
+	for _, vip := range vips {
+		last := map[string]int{}
+		for _, step := range s.steps(vip) {
+			last[step.Site] = step.MED
+		}
+		if last[s.To] != active || last[s.From] < backup {
+			return false
+		}
+	}
+	return !s.Normal.IsZero()
 }
 
 func (s Step) String() string {
@@ -163,10 +253,18 @@ func (s Step) String() string {
 type drill struct {
 	Options
 	lab     *lab.Lab
-	calls   *Calls
+	calls   []*Calls // by kind
 	sampler *sampler
 	routes  <-chan lab.RouteEvent
-	report  Report
+	// leads is the site that a provider's best path to an address leads to.
+	leads  map[path]string
+	report Report
+}
+
+// path is a provider's best one to an address.
+type path struct {
+	router string
+	vip    netip.Addr
 }
 
 // Run holds calls through the VIP and switches it from one site to the other
@@ -182,15 +280,22 @@ func Run(ctx context.Context, l *lab.Lab, o Options) (Report, error) {
 	if o.Story == nil {
 		o.Story = io.Discard
 	}
+	if o.Traffic == nil {
+		o.Traffic = []Traffic{{}}
+	}
+	o.Traffic = slices.Clone(o.Traffic)
+	for i, t := range o.Traffic {
+		o.Traffic[i] = t.withDefault()
+	}
 	if _, known := Sabotages[o.Sabotage]; o.Sabotage != "" && !known {
 		return Report{}, fmt.Errorf("sabotage %q: expected one of %s", o.Sabotage, SabotageNames())
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	d := &drill{Options: o, lab: l, report: Report{Started: time.Now()}}
+	d := &drill{Options: o, lab: l, leads: map[path]string{}, report: Report{Started: time.Now()}}
 	err := d.run(ctx)
-	if d.calls != nil {
-		d.calls.kill()
+	for _, c := range d.calls {
+		c.kill()
 	}
 	cancel()
 	if d.sampler != nil {
@@ -214,7 +319,7 @@ func (d *drill) run(ctx context.Context) (err error) {
 		return err
 	}
 	d.sampler = startSampler(ctx, d.lab)
-	capture, err := startCapture(ctx, d.lab, d.Dir)
+	captures, err := d.startCaptures(ctx)
 	if err != nil {
 		return err
 	}
@@ -231,7 +336,7 @@ func (d *drill) run(ctx context.Context) (err error) {
 		return err
 	}
 	if sabotage.forget {
-		if err := waitForgotten(ctx, d.lab, to); err != nil {
+		if err := waitForgotten(ctx, d.lab, d.Traffic, to); err != nil {
 			return err
 		}
 	}
@@ -246,51 +351,96 @@ func (d *drill) run(ctx context.Context) (err error) {
 				return err
 			}
 			d.report.Switches = append(d.report.Switches, s)
-			if s.Alive.Total() < d.report.Established {
+			if s.alive() < d.report.Established() {
 				d.say("calls were lost: the drill ends here")
-				return d.finish(ctx, capture)
+				return d.finish(ctx, captures)
 			}
 		}
 	}
-	return d.finish(ctx, capture)
+	return d.finish(ctx, captures)
 }
 
 // finish ends the calls and collects what the tools have counted.
-func (d *drill) finish(ctx context.Context, capture *capture) (err error) {
-	if d.report.Stats, err = d.calls.end(ctx); err != nil {
-		return err
+func (d *drill) finish(ctx context.Context, captures []*capture) error {
+	for i, c := range d.calls {
+		if err := c.tellEnd(); err != nil {
+			return fmt.Errorf("%s%w", d.report.of(i), err)
+		}
 	}
-	d.say("all calls told to end: %d said BYE and were answered, %d failed", d.report.Stats.Successful, d.report.Stats.Failed)
-	d.report.Streams, err = capture.stop(ctx)
+	for i, c := range d.calls {
+		stats, err := c.end(ctx)
+		if err != nil {
+			return fmt.Errorf("%s%w", d.report.of(i), err)
+		}
+		d.report.Kinds[i].Stats = stats
+		d.say("%sall calls told to end: %d said BYE and were answered, %d failed", d.report.of(i), stats.Successful, stats.Failed)
+	}
+	for _, c := range captures {
+		streams, err := c.stop(ctx)
+		if err != nil {
+			return err
+		}
+		d.report.Streams = append(d.report.Streams, streams...)
+	}
 	for _, s := range d.report.Streams {
 		d.report.Resets += s.Resets
 	}
-	return err
+	return nil
+}
+
+// startCaptures captures at every node that calls.
+func (d *drill) startCaptures(ctx context.Context) ([]*capture, error) {
+	nodes := map[string]bool{}
+	for _, t := range d.Traffic {
+		nodes[t.From] = true
+	}
+	var all []*capture
+	for _, node := range slices.Sorted(maps.Keys(nodes)) {
+		c, err := startCapture(ctx, d.lab, node, d.Dir)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, c)
+	}
+	return all, nil
 }
 
 // establish sets the calls up and looks at them in the kernel's table.
-func (d *drill) establish(ctx context.Context, site string) (err error) {
-	d.say("SIPp calls %s from %s: %d calls, each on a TCP connection of its own", lab.VIP, lab.ClientAddr, d.Calls)
-	if d.calls, err = startCalls(ctx, d.lab, filepath.Join(d.Dir, "calls"), d.Calls); err != nil {
-		return err
+func (d *drill) establish(ctx context.Context, site string) error {
+	for _, t := range d.Traffic {
+		what := "a TCP connection"
+		if t.UDP {
+			what = "a UDP port"
+		}
+		d.say("SIPp calls %s from %s: %d calls, each on %s of its own", t.VIP(), t.From, d.Calls, what)
+		c, err := startCalls(ctx, d.lab, t, filepath.Join(d.Dir, "calls-"+t.String()), d.Calls)
+		if err != nil {
+			return err
+		}
+		d.calls = append(d.calls, c)
+		d.report.Kinds = append(d.report.Kinds, Kind{Traffic: t})
 	}
-	n, err := d.calls.answered(ctx, time.Time{})
-	if err != nil {
-		return err
+	for i, c := range d.calls {
+		n, err := c.answered(ctx, time.Time{})
+		if err != nil {
+			return err
+		}
+		d.report.Kinds[i].Established = n.Total()
+		if n.Total() < d.Calls {
+			return fmt.Errorf("%sonly %d of %d calls were established: see %s", d.report.of(i), n.Total(), d.Calls, c.dir)
+		}
+		d.say("%s%s", d.report.of(i), n)
 	}
-	d.report.Established = n.Total()
-	if d.report.Established < d.Calls {
-		return fmt.Errorf("only %d of %d calls were established: see %s", n.Total(), d.Calls, d.calls.dir)
-	}
-	d.say("%s", n)
 	for _, host := range d.lab.Topology().Role(lab.RoleLVS) {
 		entries, err := d.synced(ctx, host.Name)
 		if err != nil {
 			return err
 		}
-		d.say("%s: `ipvsadm -lnc` has %d of the %d connections", host.Name, entries, d.Calls)
-		if host.Site == site {
-			d.report.Entries = max(d.report.Entries, entries)
+		for i, n := range entries {
+			d.say("%s%s: `ipvsadm -lnc` has %d of the %d connections", d.report.of(i), host.Name, n, d.Calls)
+			if k := &d.report.Kinds[i]; host.Site == site {
+				k.Entries = max(k.Entries, n)
+			}
 		}
 	}
 	return nil
@@ -300,21 +450,22 @@ func (d *drill) establish(ctx context.Context, site string) (err error) {
 // kernel holds sync messages back for up to 2 s.
 const syncTime = 15 * time.Second
 
-// synced counts a host's entries once it has all, as an operator would before
+// synced counts a host's entries by kind once it has all, as an operator would before
 // a switch: a connection that is not synced yet would be lost. A sabotaged host
 // never gets them.
-func (d *drill) synced(ctx context.Context, host string) (entries int, err error) {
+func (d *drill) synced(ctx context.Context, host string) (entries []int, err error) {
 	limit := syncTime
 	if d.Sabotage != "" {
 		limit = 0
 	}
 	missing := Until(ctx, limit, func() error {
-		var out string
-		if out, err = d.lab.Output(ctx, host, "ipvsadm", "-lnc"); err != nil {
+		if entries, err = connections(ctx, d.lab, host, d.Traffic); err != nil {
 			return err
 		}
-		if entries = establishedEntries(out); entries < d.Calls {
-			return fmt.Errorf("%s has %d of %d connections", host, entries, d.Calls)
+		for i, n := range entries {
+			if n < d.Calls {
+				return fmt.Errorf("%s has %d of %d connections of %s", host, n, d.Calls, d.Traffic[i])
+			}
 		}
 		return nil
 	})
@@ -324,46 +475,72 @@ func (d *drill) synced(ctx context.Context, host string) (entries int, err error
 	return entries, err
 }
 
-// establishedEntries counts distinct clients in the output of `ipvsadm -lnc`.
-func establishedEntries(out string) int {
-	seen := map[string]bool{}
-	for line := range strings.Lines(out) {
-		// TCP 14:57 ESTABLISHED 198.51.100.10:40001 203.0.113.10:5060 10.1.0.21:5060
-		if f := strings.Fields(line); len(f) == 6 && f[0] == "TCP" && f[2] == "ESTABLISHED" {
-			seen[f[3]] = true
-		}
+// connections counts a host's entries by kind.
+func connections(ctx context.Context, l *lab.Lab, host string, kinds []Traffic) ([]int, error) {
+	out, err := l.Output(ctx, host, "ipvsadm", "-lnc")
+	if err != nil {
+		return nil, err
 	}
-	return len(seen)
+	entries := make([]int, len(kinds))
+	for i, t := range kinds {
+		from, _ := l.Topology().Node(t.From)
+		entries[i] = t.entries(out, from)
+	}
+	return entries, nil
 }
 
 // change puts the target and follows what comes of it.
 func (d *drill) change(ctx context.Context, s *Switch) error {
 	d.say("etcdctl put /medway/v1/target_state/%s %s", lab.VIPName, s.To)
-	s.Put = time.Now()
+	s.Put, s.Best = time.Now(), map[string]time.Time{}
+	for _, p := range d.lab.Topology().Providers {
+		s.Best[p.Router] = time.Time{}
+	}
 	if err := d.lab.SetTarget(ctx, lab.VIPName, s.To); err != nil {
 		return err
 	}
 	if err := d.followSwitch(ctx, s); err != nil {
 		return err
 	}
-	var err error
-	if s.Alive, err = d.calls.answered(ctx, time.Now()); err != nil {
-		return err
+	s.Calls = make([]SwitchCalls, len(d.calls))
+	now := time.Now()
+	for i, c := range d.calls {
+		alive, err := c.answered(ctx, now)
+		if err != nil {
+			return err
+		}
+		s.Calls[i].Alive, d.report.Kinds[i].Final = alive, alive
+		d.say("%scalls: %s, %d silent, %d strayed", d.report.of(i), alive, alive.Silent, alive.Strayed)
 	}
-	d.report.Final = s.Alive
-	d.say("calls: %s, %d silent, %d strayed", s.Alive, s.Silent(), s.Alive.Strayed)
-	dir := filepath.Join(d.Dir, fmt.Sprintf("new-%d-%s", len(d.report.Switches)+1, s.To))
-	s.NewCalls, err = newCalls(ctx, d.lab, dir, newCallsPerSwitch)
-	if err != nil {
-		d.say("new calls failed: %v", err)
-		return nil // the report says it
+	var all errgroup.Group
+	for i, t := range d.Traffic {
+		all.Go(func() error {
+			dir := filepath.Join(d.Dir, fmt.Sprintf("new-%s-%d-%s", t, len(d.report.Switches)+1, s.To))
+			went, err := newCalls(ctx, d.lab, t, dir, newCallsPerSwitch)
+			s.Calls[i].NewCalls = went
+			if err != nil {
+				return fmt.Errorf("%s%w", d.report.of(i), err)
+			}
+			return nil
+		})
 	}
-	d.say("new calls: %s", counts(s.NewCalls))
+	if err := all.Wait(); err != nil {
+		d.say("new calls failed: %v", err) // the report says it too
+	}
+	for i, c := range s.Calls {
+		d.say("%snew calls: %s", d.report.of(i), counts(c.NewCalls))
+	}
 	return nil
 }
 
-// Silent is how many calls had no answer after the switch.
-func (s Switch) Silent() int { return s.Alive.Silent }
+// alive is how many calls of all kinds lived after the switch.
+func (s Switch) alive() int {
+	n := 0
+	for _, c := range s.Calls {
+		n += c.Alive.Total()
+	}
+	return n
+}
 
 // switchTimeout is when a switch counts as not having happened.
 const switchTimeout = time.Minute
@@ -387,25 +564,51 @@ func (d *drill) followSwitch(ctx context.Context, s *Switch) error {
 		case e = <-d.routes:
 		}
 		d.report.Routes = append(d.report.Routes, e)
-		after := e.Time.Sub(s.Put)
-		if after < 0 {
+		if e.Time.Before(s.Put) {
 			continue
 		}
-		switch {
-		case e.Kind == lab.RouteReceived && site[e.Router] != "" && strings.HasPrefix(e.Session, site[e.Router]+"-lvs"):
-			s.Steps = append(s.Steps, Step{after, site[e.Router], e.MED})
-			d.say("  +%.2f s  %s hears MED %d from %s", after.Seconds(), e.Router, e.MED, e.Session)
-		case e.Kind == lab.RouteBest && e.Router == lab.Transit:
-			d.say("  +%.2f s  transit's best path leads to %s, MED %d", after.Seconds(), site[e.Session], e.MED)
-			if site[e.Session] == s.To && s.Best.IsZero() {
-				s.Best = e.Time
-			}
-			if site[e.Session] == s.To && e.MED == 100 {
-				s.Normal = e.Time
-			}
-		case e.Kind == lab.RouteBest:
-			d.say("  +%.2f s  %s's own best path has MED %d", after.Seconds(), e.Router, e.MED)
-		}
+		d.step(s, e, site)
 	}
 	return nil
+}
+
+// step takes in what a router's log says of a switch; site is that of an edge router.
+// The story tells of the addresses that are called.
+func (d *drill) step(s *Switch, e lab.RouteEvent, site map[string]string) {
+	vip, after := e.Prefix.Addr(), e.Time.Sub(s.Put)
+	tell := func(format string, args ...any) {
+		if slices.ContainsFunc(d.Traffic, func(t Traffic) bool { return t.VIP() == vip }) {
+			d.say("  +%.2f s  %s%s", after.Seconds(), fmt.Sprintf(format, args...), d.forVIP(vip))
+		}
+	}
+	provider, isProvider := d.lab.Topology().Provider(e.Router)
+	switch {
+	case e.Kind == lab.RouteReceived && site[e.Router] != "" && strings.HasPrefix(e.Session, site[e.Router]+"-lvs"):
+		s.Steps = append(s.Steps, Step{after, vip, site[e.Router], e.MED})
+		tell("%s hears MED %d from %s", e.Router, e.MED, e.Session)
+	case e.Kind == lab.RouteBest && isProvider:
+		how := fmt.Sprintf("MED %d", e.MED)
+		if provider.IgnoresMED {
+			how = fmt.Sprintf("%d hops long", e.Path)
+		}
+		tell("%s's best path leads to %s, %s", e.Router, site[e.Session], how)
+		d.leads[path{e.Router, vip}] = site[e.Session]
+		all := !slices.ContainsFunc(vips, func(vip netip.Addr) bool { return d.leads[path{e.Router, vip}] != s.To })
+		if all && s.Best[e.Router].IsZero() {
+			s.Best[e.Router] = e.Time
+		}
+		if site[e.Session] == s.To && e.MED == active {
+			s.Normal = e.Time
+		}
+	case e.Kind == lab.RouteBest:
+		tell("%s's own best path has MED %d", e.Router, e.MED)
+	}
+}
+
+// forVIP says which address a line of the story is about, where several are called.
+func (d *drill) forVIP(vip netip.Addr) string {
+	if slices.ContainsFunc(d.Traffic, func(t Traffic) bool { return t.VIP() != vip }) {
+		return fmt.Sprintf(" (%s)", vip)
+	}
+	return ""
 }

@@ -5,13 +5,17 @@ import (
 	"testing"
 	"time"
 
+	"github.com/medway-lb/medway/integration/lab"
 	"github.com/medway-lb/medway/integration/sbc/sipp"
 )
 
+// steps are those of both addresses, which come together.
 func steps(pairs ...any) []Step {
 	var out []Step
 	for i := 0; i < len(pairs); i += 2 {
-		out = append(out, Step{After: time.Duration(i) * 100 * time.Millisecond, Site: pairs[i].(string), MED: pairs[i+1].(int)})
+		for _, vip := range vips {
+			out = append(out, Step{After: time.Duration(i) * 100 * time.Millisecond, VIP: vip, Site: pairs[i].(string), MED: pairs[i+1].(int)})
+		}
 	}
 	return out
 }
@@ -36,7 +40,7 @@ func TestDisorder(t *testing.T) {
 		{"the wrong site forces", steps("dc1", 50, "dc2", 500, "dc1", 100), "expected dc2 50"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			got := Switch{From: "dc1", To: "dc2", Steps: test.steps}.disorder()
+			got := Switch{From: "dc1", To: "dc2", Steps: test.steps}.disorder(lab.VIP6)
 			if test.want == "" && got != "" || !strings.Contains(got, test.want) {
 				t.Errorf("got %q, expected %q", got, test.want)
 			}
@@ -48,14 +52,17 @@ func TestDisorder(t *testing.T) {
 func good() Report {
 	put := time.Unix(1700000010, 0)
 	s := Switch{
-		From: "dc1", To: "dc2", Put: put, Best: put.Add(300 * time.Millisecond), Normal: put.Add(4 * time.Second),
-		Steps: steps("dc2", 50, "dc1", 500, "dc2", 100), Alive: Count{Alive: map[string]int{"dc1-sbc1": 2}},
-		NewCalls: map[string]int{"dc2-sbc1": 4, "dc2-sbc2": 6},
+		From: "dc1", To: "dc2", Put: put, Best: map[string]time.Time{"transit": put.Add(300 * time.Millisecond)}, Normal: put.Add(4 * time.Second),
+		Steps: steps("dc2", 50, "dc1", 500, "dc2", 100),
+		Calls: []SwitchCalls{{
+			Alive: Count{Alive: map[string]int{"dc1-sbc1": 2}}, NewCalls: map[string]int{"dc2-sbc1": 4, "dc2-sbc2": 6},
+		}},
 	}
 	return Report{
-		Established: 2, Entries: 2, Switches: []Switch{s}, Final: s.Alive, Stats: sipp.Stats{Created: 2, Successful: 2},
-		Streams: []Stream{{Client: client, SYNs: 1, Packets: 9}, {Client: "198.51.100.10.40002", SYNs: 1, Packets: 5, Repeats: 3}},
-		Started: put.Add(-10 * time.Second),
+		Kinds:    []Kind{{Established: 2, Entries: 2, Final: s.Calls[0].Alive, Stats: sipp.Stats{Created: 2, Successful: 2}}},
+		Switches: []Switch{s},
+		Streams:  []Stream{{Client: client, SYNs: 1, Packets: 9}, {Client: "198.51.100.10.40002", SYNs: 1, Packets: 5, Repeats: 3}},
+		Started:  put.Add(-10 * time.Second),
 	}
 }
 
@@ -67,27 +74,45 @@ func TestFaults(t *testing.T) {
 		harm func(*Report)
 		want string
 	}{
-		"a lost call": {func(r *Report) { r.Stats.Successful = 1 }, "1 of 2 established calls were lost, SIPp counts 0 failed"},
+		"a lost call": {func(r *Report) { r.Kinds[0].Stats.Successful = 1 }, "1 of 2 established calls were lost, SIPp counts 0 failed"},
 		"a failed call": {
-			func(r *Report) { r.Stats.Failed, r.Stats.Why = 1, map[string]int{"FailedTcpClosed": 1} },
+			func(r *Report) {
+				r.Kinds[0].Stats.Failed, r.Kinds[0].Stats.Why = 1, map[string]int{"FailedTcpClosed": 1}
+			},
 			"SIPp counts 1 failed map[FailedTcpClosed:1]",
 		},
-		"more successes than calls":  {func(r *Report) { r.Stats.Successful = 3 }, "-1 of 2 established calls were lost"},
-		"a strayed call":             {func(r *Report) { r.Final.Strayed = 1 }, "1 calls got an answer from another backend"},
+		"more successes than calls":  {func(r *Report) { r.Kinds[0].Stats.Successful = 3 }, "-1 of 2 established calls were lost"},
+		"a strayed call":             {func(r *Report) { r.Kinds[0].Final.Strayed = 1 }, "1 calls got an answer from another backend"},
 		"a reset":                    {func(r *Report) { r.Resets = 3 }, "3 TCP resets"},
-		"connections not in IPVS":    {func(r *Report) { r.Entries = 1 }, "1 entries in the first site's connection table for 2 calls"},
-		"a new call to the old site": {func(r *Report) { r.Switches[0].NewCalls["dc1-sbc1"] = 1 }, "after the switch to dc2, 1 new calls went to dc1-sbc1"},
-		"a new call to a namesake":   {func(r *Report) { r.Switches[0].NewCalls = map[string]int{"dc22-sbc1": 1} }, "1 new calls went to dc22-sbc1"},
-		"no new calls":               {func(r *Report) { r.Switches[0].NewCalls = nil }, "no new call succeeded"},
-		"disorder":                   {func(r *Report) { r.Switches[0].Steps = nil }, "switch to dc2: the steps were []"},
-		"a hole on the wire":         {func(r *Report) { r.Streams[1].Gaps = 1 }, "on the wire: 198.51.100.10.40002"},
-		"a reset on the wire":        {func(r *Report) { r.Streams[1].Resets = 1 }, "on the wire: 198.51.100.10.40002"},
-		"a second connection":        {func(r *Report) { r.Streams[0].SYNs = 2 }, "on the wire: " + client},
+		"connections not in IPVS":    {func(r *Report) { r.Kinds[0].Entries = 1 }, "1 entries in the first site's connection table for 2 calls"},
+		"a new call to the old site": {func(r *Report) { r.Switches[0].Calls[0].NewCalls["dc1-sbc1"] = 1 }, "after the switch to dc2, 1 new calls went to dc1-sbc1"},
+		"a new call to a namesake":   {func(r *Report) { r.Switches[0].Calls[0].NewCalls = map[string]int{"dc22-sbc1": 1} }, "1 new calls went to dc22-sbc1"},
+		"no new calls":               {func(r *Report) { r.Switches[0].Calls[0].NewCalls = nil }, "no new call succeeded"},
+		"disorder":                   {func(r *Report) { r.Switches[0].Steps = steps("dc2", 50) }, "switch to dc2: 203.0.113.10: the steps were [dc2 50"},
+		"one address stays": {
+			func(r *Report) { r.Switches[0].Steps = r.Switches[0].steps(lab.VIP) }, "switch to dc2: 2001:db8:10::10: the steps were []",
+		},
+		"a provider that did not follow": {
+			func(r *Report) { r.Switches[0].Best["transit2"] = time.Time{} }, "switch to dc2: transit2's best path never led there",
+		},
+		"a lost call of one kind of two": {
+			func(r *Report) {
+				r.Kinds = append(r.Kinds, r.Kinds[0])
+				r.Kinds[1].Traffic = Traffic{UDP: true, IPv6: true, From: lab.Clients2}
+				r.Kinds[1].Stats.Successful = 1
+			}, "udp6@clients2: 1 of 2 established calls were lost",
+		},
+		"a hole on the wire":  {func(r *Report) { r.Streams[1].Gaps = 1 }, "on the wire: 198.51.100.10.40002"},
+		"a reset on the wire": {func(r *Report) { r.Streams[1].Resets = 1 }, "on the wire: 198.51.100.10.40002"},
+		"a second connection": {func(r *Report) { r.Streams[0].SYNs = 2 }, "on the wire: " + client},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := good()
 			test.harm(&r)
 			faults := r.Faults()
+			if len(faults) == 2 && name == "disorder" {
+				faults = faults[:1] // of both addresses
+			}
 			if len(faults) != 1 || !strings.Contains(faults[0], test.want) {
 				t.Errorf("faults %q, expected one with %q", faults, test.want)
 			}
@@ -111,6 +136,24 @@ func TestSummary(t *testing.T) {
 	}
 	if s := (Report{}).Summary(); s == "" {
 		t.Error("nothing to say of an empty report")
+	}
+}
+
+func TestParseTraffic(t *testing.T) {
+	kinds := []string{"tcp", "tcp6", "udp", "udp6", "tcp@clients2", "udp6@clients2"}
+	got, err := ParseTraffic(kinds)
+	if err != nil || len(got) != len(kinds) {
+		t.Fatal(got, err)
+	}
+	for i, traffic := range got {
+		if traffic.String() != kinds[i] || traffic.UDP != strings.HasPrefix(kinds[i], "udp") || traffic.From == "" {
+			t.Errorf("%s became %+v", kinds[i], traffic)
+		}
+	}
+	for _, bad := range []string{"", "sctp", "tcp4", "6", "@clients2"} {
+		if got, err := ParseTraffic([]string{bad}); err == nil {
+			t.Errorf("%q was accepted: %+v", bad, got)
+		}
 	}
 }
 

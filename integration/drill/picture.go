@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/medway-lb/medway/integration/lab"
 )
 
 // The picture's measures in pixels.
@@ -56,7 +58,7 @@ func (r Report) Picture(w io.Writer, sites []string) error {
 	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %d %d" font-family="DejaVu Sans, sans-serif" font-size="12">`+"\n",
 		pictureWidth, pictureHeight, pictureWidth, pictureHeight)
 	fmt.Fprintf(&b, `<rect width="100%%" height="100%%" fill="#ffffff"/>`+"\n")
-	text(&b, marginLeft, 26, "start", "#111111", 17, fmt.Sprintf("%d live SIP calls moved between data centres: %d lost", r.Established, r.Lost()))
+	text(&b, marginLeft, 26, "start", "#111111", 17, fmt.Sprintf("%d live SIP calls moved between data centres: %d lost", r.Established(), r.Lost()))
 	text(&b, marginLeft, 46, "start", "#555555", 12, "each dashed line is one `etcdctl put` of target_state")
 	for i, p := range []panel{r.packets(sites, x), r.connections(sites, x), r.meds(sites, x)} {
 		top := float64(marginTop + i*(panelHeight+panelGap))
@@ -138,7 +140,7 @@ func (r Report) meds(sites []string, x func(time.Time) float64) panel {
 		}
 		l.points = append(l.points, point{0, med})
 		for _, s := range r.Switches {
-			for _, step := range s.Steps {
+			for _, step := range s.steps(lab.VIP) {
 				if step.Site == site {
 					l.points = append(l.points, point{x(s.Put.Add(step.After)), float64(step.MED)})
 				}

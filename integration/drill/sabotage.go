@@ -70,15 +70,20 @@ func (s Sabotage) prepare(ctx context.Context, l *lab.Lab) error {
 }
 
 // waitForgotten waits until a site has no connection of the calls any more.
-func waitForgotten(ctx context.Context, l *lab.Lab, site string) error {
+func waitForgotten(ctx context.Context, l *lab.Lab, kinds []Traffic, site string) error {
 	return Until(ctx, time.Minute, func() error {
 		for _, host := range l.Topology().Role(lab.RoleLVS) {
-			out, err := l.Output(ctx, host.Name, "ipvsadm", "-lnc")
+			if host.Site != site {
+				continue
+			}
+			entries, err := connections(ctx, l, host.Name, kinds)
 			if err != nil {
 				return err
 			}
-			if n := establishedEntries(out); host.Site == site && n > 0 {
-				return fmt.Errorf("%s still has %d connections", host.Name, n)
+			for i, n := range entries {
+				if n > 0 {
+					return fmt.Errorf("%s still has %d connections of %s", host.Name, n, kinds[i])
+				}
 			}
 		}
 		return nil

@@ -1,6 +1,10 @@
 package drill
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/medway-lb/medway/integration/lab"
+)
 
 // ipvsTable is /proc/net/ip_vs with two services; the kernel pads its columns.
 const ipvsTable = `IP Virtual Server version 1.2.1 (size=4096)
@@ -56,8 +60,16 @@ TCP 14:59  ESTABLISHED 198.51.100.10:40002 203.0.113.10:5060 10.1.0.22:5060
 TCP 14:59  ESTABLISHED 198.51.100.10:40002 203.0.113.10:5060 10.1.0.22:5060
 TCP 01:12  FIN_WAIT    198.51.100.10:40003 203.0.113.10:5060 10.1.0.21:5060
 UDP 04:59  UDP         198.51.100.10:40004 203.0.113.10:5060 10.1.0.21:5060
+TCP 14:59  ESTABLISHED 192.0.2.10:40001    203.0.113.10:5060 10.1.0.22:5060
+TCP 14:59  ESTABLISHED [2001:db8:c1::10]:40001 [2001:db8:10::10]:5060 [2001:db8:1::21]:5060
+UDP 04:59  UDP         [2001:db8:c1::10]:5061 [2001:db8:10::10]:5060 [2001:db8:1::21]:5060
+UDP 04:59  UDP         [2001:db8:c1::10]:5062 [2001:db8:10::10]:5060 [2001:db8:1::21]:5060
+UDP 04:59  UDP         [2001:db8:c1::10]:5063 [2001:db8:10::10]:5060 [2001:db8:1::21]:5060
 `
-	if got := establishedEntries(text); got != 2 {
-		t.Errorf("%d entries, expected 2", got)
+	clients, _ := lab.Default().Node(lab.Clients)
+	for kind, want := range map[Traffic]int{{}: 2, {IPv6: true}: 1, {UDP: true}: 1, {UDP: true, IPv6: true}: 3} {
+		if got := kind.entries(text, clients); got != want {
+			t.Errorf("%s: %d entries, expected %d", kind, got, want)
+		}
 	}
 }

@@ -5,31 +5,40 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"github.com/medway-lb/medway/integration/lab"
 )
 
 // Summary is the report for people.
 func (r Report) Summary() string {
 	var b strings.Builder
 	say := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
-	say("Calls established before the first switch   %d, with %d distinct entries in ipvsadm -lnc", r.Established, r.Entries)
-	say("Alive after the last switch                 %d", r.Final.Total())
-	say("Ended normally                              %d", r.Stats.Successful)
-	say("Failed                                      %d", r.Lost())
-	say("TCP resets that reached the clients         %d", r.Resets)
+	for i, k := range r.Kinds {
+		of := r.of(i)
+		say("%-44s%d, with %d distinct entries in ipvsadm -lnc", of+"Calls established before the first switch", k.Established, k.Entries)
+		say("%-44s%d", of+"Alive after the last switch", k.Final.Total())
+		say("%-44s%d", of+"Ended normally", k.Stats.Successful)
+		say("%-44s%d", of+"Failed", k.Lost())
+	}
+	say("%-44s%d", "TCP resets that reached the clients", r.Resets)
 	for _, s := range r.Switches {
 		say("")
 		say("%s -> %s", s.From, s.To)
-		if s.Best.IsZero() {
-			say("  the transit's best path never led to %s", s.To)
-		} else {
-			say("  from put to the transit's new best path   %.2f s", s.Best.Sub(s.Put).Seconds())
+		for _, provider := range slices.Sorted(maps.Keys(s.Best)) {
+			if best := s.Best[provider]; best.IsZero() {
+				say("  the %s's best path never led to %s", provider, s.To)
+			} else {
+				say("  %-42s%.2f s", "from put to the "+provider+"'s new best path", best.Sub(s.Put).Seconds())
+			}
 		}
 		if !s.Normal.IsZero() {
 			say("  until the new site stood at its usual MED %.2f s", s.Normal.Sub(s.Put).Seconds())
 		}
-		say("  MEDs, as the edge routers heard them      %v", s.Steps)
-		say("  calls alive afterwards                    %s", s.Alive)
-		say("  new calls                                 %s", counts(s.NewCalls))
+		say("  MEDs, as the edge routers heard them      %v", s.steps(lab.VIP))
+		for i, c := range s.Calls {
+			say("  %-42s%s", r.of(i)+"calls alive afterwards", c.Alive)
+			say("  %-42s%s", r.of(i)+"new calls", counts(c.NewCalls))
+		}
 	}
 	if len(r.Streams) > 0 {
 		continuous, longest := 0, r.Streams[0]

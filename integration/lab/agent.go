@@ -30,12 +30,12 @@ func (l *Lab) agentConfig(node string) ([]byte, error) {
 	var b bytes.Buffer
 	err := templates.ExecuteTemplate(&b, "agent.yaml", struct {
 		Node, Site, Group string
-		Addr, Edge        netip.Addr
+		Addr, Addr6, Edge netip.Addr
 		Endpoints         []string
 		CA, Cert, Key     string
 		AS                int
 		StateDir          string
-	}{node, n.Site, site.Group(), n.Addr, site.Addr(1), l.Endpoints(), l.CA(), cert, key, OperatorAS, l.path(node, "state")})
+	}{node, n.Site, site.Group(), n.Addr, n.Addr6, site.Addr(1), l.Endpoints(), l.CA(), cert, key, OperatorAS, l.path(node, "state")})
 	return b.Bytes(), err
 }
 
@@ -116,11 +116,13 @@ func (l *Lab) writeIntent() error {
 	for _, e := range entries {
 		var b bytes.Buffer
 		err := intentFiles.ExecuteTemplate(&b, e.Name(), struct {
-			VIPName  string
-			VIP      netip.Addr
-			Sites    []Site
-			Backends []Node
-		}{VIPName, VIP, l.topo.Sites, l.topo.Role(RoleSBC)})
+			VIPName   string
+			VIP, VIP6 netip.Addr
+			Sites     []Site
+			Backends  []Node
+			AS        int
+			Rungs     []Rung
+		}{VIPName, VIP, VIP6, l.topo.Sites, l.topo.Role(RoleSBC), OperatorAS, Rungs})
 		if err != nil {
 			return err
 		}

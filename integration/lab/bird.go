@@ -21,24 +21,44 @@ var files embed.FS
 
 var templates = template.Must(template.ParseFS(files, "templates/*"))
 
-// peer is another site or site router as a template sees it.
+// peer is another router as a template sees it: one of a site, or of a provider.
 type peer struct {
-	Edge string
-	LAN  netip.Prefix
-	Via  netip.Addr
+	Edge      string
+	LAN, LAN6 netip.Prefix
+	// Via and Via6 are its addresses on the cable to it, Own6 is this router's.
+	Via, Via6, Own6 netip.Addr
+	Provider        Provider
 }
+
+// A Rung is a role in which LVS hosts announce. Its routes bear the community
+// <OperatorAS>:<Community>; for a provider that ignores MEDs, the edges turn it into
+// Prepend more hops. Better roles have shorter paths, strictly, as they have lower MEDs.
+type Rung struct {
+	Name      string
+	Community int
+	Prepend   int
+}
+
+// Rungs are those of the ladder, best first; unconfirmed is announced as active.
+var Rungs = []Rung{{"force", 50, 0}, {"active", 100, 1}, {"standby", 110, 2}, {"backup", 500, 3}, {"last_resort", 900, 4}}
 
 // routerConfig is what the templates of BIRD's configuration know.
 type routerConfig struct {
 	Node, Log               string
 	RouterID                netip.Addr
-	AS, TransitAS           int
-	ClientNet, LAN          netip.Prefix
+	AS                      int
+	VIPs, VIPs6             netip.Prefix
+	LAN                     netip.Prefix
 	LVS                     []Node
 	Others, Sites           []peer
-	TransitAddr             netip.Addr
+	Providers               []peer
+	Provider                Provider
+	Rungs                   []Rung
 	WitnessAddr, WitnessVia netip.Addr
 }
+
+// Worst is the last rung.
+func (routerConfig) Worst() Rung { return Rungs[len(Rungs)-1] }
 
 // BirdLog is the log file of a router, which ParseBirdLog and Follow read.
 func (l *Lab) BirdLog(router string) string { return l.path(router, "bird.log") }
@@ -47,28 +67,44 @@ func (l *Lab) birdConfig(router string) ([]byte, error) {
 	node, _ := l.topo.Node(router)
 	c := routerConfig{
 		Node: router, Log: l.BirdLog(router), RouterID: node.Addr,
-		AS: OperatorAS, TransitAS: TransitAS, ClientNet: clientNet,
+		AS: OperatorAS, VIPs: vipNet, VIPs6: vipNet6,
 	}
-	name := "transit.conf"
+	name := "edge.conf"
 	if site, ok := l.topo.Site(node.Site); ok {
-		name = "edge.conf"
-		c.LAN = site.LAN()
-		c.LVS = slices.DeleteFunc(site.Hosts(), func(n Node) bool { return n.Role != RoleLVS })
-		c.TransitAddr = site.transitSide()
-		c.WitnessAddr, c.WitnessVia = l.topo.WitnessAddr(), site.witnessSide().Next()
-		for _, o := range l.topo.Sites {
-			if o.Name != site.Name {
-				c.Others = append(c.Others, peer{o.Edge(), o.LAN(), wanSide(o, site)})
-			}
-		}
+		l.edgeConfig(site, &c)
 	} else {
+		name = "transit.conf"
+		c.Provider, _ = l.topo.Provider(router)
+		place := 1 + slices.Index(l.topo.Providers, c.Provider)
 		for _, s := range l.topo.Sites {
-			c.Sites = append(c.Sites, peer{s.Edge(), s.LAN(), s.transitSide().Next()})
+			own, own6 := s.providerSide(place)
+			c.Sites = append(c.Sites, peer{
+				Edge: s.Edge(), LAN: s.LAN(), LAN6: s.LAN6(), Via: own.Next(), Via6: own6.Next(), Own6: own6,
+			})
 		}
 	}
 	var b bytes.Buffer
 	err := templates.ExecuteTemplate(&b, name, c)
 	return b.Bytes(), err
+}
+
+func (l *Lab) edgeConfig(site Site, c *routerConfig) {
+	c.LAN = site.LAN()
+	c.LVS = slices.DeleteFunc(site.Hosts(), func(n Node) bool { return n.Role != RoleLVS })
+	c.Rungs = Rungs
+	c.WitnessAddr, c.WitnessVia = l.topo.WitnessAddr(), site.witnessSide().Next()
+	for i, p := range l.topo.Providers {
+		via, via6 := site.providerSide(i + 1)
+		c.Providers = append(c.Providers, peer{Provider: p, Via: via, Via6: via6, Own6: via6.Next()})
+	}
+	for _, o := range l.topo.Sites {
+		if o.Name == site.Name {
+			continue
+		}
+		via, via6 := wanSide(o, site)
+		_, own6 := wanSide(site, o)
+		c.Others = append(c.Others, peer{Edge: o.Edge(), LAN: o.LAN(), LAN6: o.LAN6(), Via: via, Via6: via6, Own6: own6})
+	}
 }
 
 // StartRouter starts BIRD on an edge or on the transit.

@@ -18,12 +18,14 @@ type Route struct {
 	From    netip.Addr
 	NextHop netip.Addr
 	MED     int // NoMED where it has none
-	Best    bool
+	// Path is the length of the AS path.
+	Path int
+	Best bool
 }
 
-// Routes lists what a router holds for the VIPs, in its order of preference.
+// Routes lists what a router holds for the VIPs, by prefix in its order of preference.
 func (l *Lab) Routes(router string) ([]Route, error) {
-	out, err := l.Birdc(router, "show route all where source = RTS_BGP && net ~ "+vipNet.String())
+	out, err := l.Birdc(router, fmt.Sprintf("show route all where source = RTS_BGP && (net ~ %s || net ~ %s)", vipNet, vipNet6))
 	if err != nil {
 		return nil, err
 	}
@@ -139,8 +141,12 @@ func (r *Route) setAttribute(line string) {
 	switch key {
 	case "BGP.med":
 		r.MED, _ = strconv.Atoi(value)
+	case "BGP.as_path":
+		r.Path = len(strings.Fields(value))
 	case "BGP.next_hop":
-		r.NextHop, _ = netip.ParseAddr(value)
+		// An IPv6 one may be followed by the link-local one.
+		first, _, _ := strings.Cut(value, " ")
+		r.NextHop, _ = netip.ParseAddr(first)
 	}
 }
 

@@ -38,8 +38,9 @@ type RouteEvent struct {
 	// Session is the node at the other end of the BGP session.
 	Session string
 	Prefix  netip.Prefix
-	// MED, NextHop and From are those of the route received, or now best.
-	MED           int
+	// MED, Path (the length of the AS path), NextHop and From are those of the route
+	// received, or now best.
+	MED, Path     int
 	NextHop, From netip.Addr
 }
 
@@ -88,6 +89,8 @@ func printedEvent(when time.Time, router, text string) []RouteEvent {
 			if med, err := strconv.Atoi(value); err == nil {
 				e.MED = med
 			}
+		case "path":
+			e.Path, _ = strconv.Atoi(value)
 		case "nexthop":
 			e.NextHop, _ = netip.ParseAddr(value)
 		case "from":
@@ -114,7 +117,7 @@ func removedEvents(when time.Time, router, text string) []RouteEvent {
 		return nil
 	}
 	prefix, err := netip.ParsePrefix(fields[at])
-	if err != nil || !vipNet.Contains(prefix.Addr()) {
+	if err != nil || !vipNet.Contains(prefix.Addr()) && !vipNet6.Contains(prefix.Addr()) {
 		return nil
 	}
 	session, _, _ := strings.Cut(fields[0], ".")

@@ -16,11 +16,11 @@ func (l *Lab) Cut(a, b string) error {
 	})
 }
 
-// Mend plugs a cut cable in again. The kernel forgot the routes over it: they are
-// made anew.
+// Mend plugs a cut cable in again. The kernel forgot the routes over it, and the IPv6
+// addresses: they are made anew.
 func (l *Lab) Mend(a, b string) error {
 	if err := l.eachEnd(a, b, func(h *handles, end End) error {
-		return setUp(h.nl[end.Node], end.Dev)
+		return configureEnd(h.nl[end.Node], end)
 	}); err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -39,6 +40,11 @@ type Options struct {
 	NoAgents bool
 	// Target is the site that takes the traffic first; default the first one.
 	Target string
+	// Transient marks a lab that ends with the program that builds it: what a killed
+	// one left is in nobody's way (Vacant).
+	Transient bool
+	// BeforeAgents is called when all but the agents is up.
+	BeforeAgents func(context.Context, *Lab) error `json:"-"`
 	// Timeout bounds each wait for readiness; default 2 min.
 	Timeout time.Duration
 	// Progress receives a line for each finished part; default none.
@@ -56,6 +62,8 @@ type Lab struct {
 type state struct {
 	Options  Options
 	Topology Topology
+	// Owner is the program that a transient lab ends with.
+	Owner *Daemon `json:",omitempty"`
 }
 
 func newLab(opts Options) (*Lab, error) {
@@ -98,16 +106,54 @@ func Open(dir string) (*Lab, error) {
 	if dir == "" {
 		dir = DefaultDir
 	}
-	data, err := os.ReadFile(filepath.Join(dir, "state.json"))
-	if err != nil {
+	s, err := readState(dir)
+	if errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("no lab is up: %w", err)
 	}
-	var s state
-	if err := json.Unmarshal(data, &s); err != nil {
-		return nil, fmt.Errorf("%s/state.json: %w", dir, err)
+	if err != nil {
+		return nil, err
 	}
 	s.Options.Topology = &s.Topology
 	return newLab(s.Options)
+}
+
+func readState(dir string) (s state, err error) {
+	file := filepath.Join(dir, "state.json")
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return s, err
+	}
+	if err := json.Unmarshal(data, &s); err != nil {
+		return s, fmt.Errorf("%s: %w", file, err)
+	}
+	return s, nil
+}
+
+// Vacant tells whether Up with these options would take nothing away from anybody. An
+// error names what is in the way: a lab that was built to stay, or one whose program
+// still runs.
+func Vacant(opts Options) error {
+	l, err := newLab(opts)
+	if err != nil {
+		return err
+	}
+	s, err := readState(l.opts.Dir)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+	case err != nil:
+		return err
+	case s.Owner == nil:
+		return fmt.Errorf("a lab is up in %s", l.opts.Dir)
+	case s.Owner.Alive():
+		return fmt.Errorf("the lab in %s is in use by process %d", l.opts.Dir, s.Owner.PID)
+	case s.Options.Prefix == l.opts.Prefix:
+		return nil
+	}
+	names, err := namespaces(l.opts.Prefix)
+	if err == nil && len(names) > 0 {
+		err = fmt.Errorf("the namespaces %s* belong to a lab that is not in %s", l.opts.Prefix, l.opts.Dir)
+	}
+	return err
 }
 
 // Up builds a lab, after it has removed what an earlier one left under the same Dir
@@ -147,7 +193,11 @@ func (l *Lab) build(ctx context.Context) error {
 		parts = append(parts, part{"backends answer", l.waitBackends})
 	}
 	if agents {
-		parts = append(parts, part{"intent in etcd, target " + l.opts.Target, l.loadIntent}, part{"agents started", l.startAgents})
+		parts = append(parts, part{"intent in etcd, target " + l.opts.Target, l.loadIntent})
+		if before := l.opts.BeforeAgents; before != nil {
+			parts = append(parts, part{"all but the agents is up", func(ctx context.Context) error { return before(ctx, l) }})
+		}
+		parts = append(parts, part{"agents started", l.startAgents})
 	}
 	if agents {
 		parts = append(parts, part{"VIP announced, best at the transit", func(ctx context.Context) error {
@@ -158,7 +208,15 @@ func (l *Lab) build(ctx context.Context) error {
 			return l.waitVIP(ctx, site)
 		}})
 	}
-	if err := writeJSON(l.path("state.json"), state{l.opts, l.topo}); err != nil {
+	s := state{Options: l.opts, Topology: l.topo}
+	if l.opts.Transient {
+		started, _, err := processStat(os.Getpid())
+		if err != nil {
+			return err
+		}
+		s.Owner = &Daemon{PID: os.Getpid(), StartTime: started, BootID: bootID()}
+	}
+	if err := writeJSON(l.path("state.json"), s); err != nil {
 		return err
 	}
 	for _, p := range parts {
@@ -237,9 +295,12 @@ func (l *Lab) startAgents(context.Context) error {
 }
 
 func (l *Lab) waitRouters(ctx context.Context) error {
-	routers := l.topo.Routers()
-	for i, router := range routers {
-		if err := l.waitSessions(ctx, router, append(routers[:i:i], routers[i+1:]...)...); err != nil {
+	for _, router := range l.topo.Routers() {
+		peers := slices.DeleteFunc(l.topo.Routers(), func(other string) bool {
+			_, err := l.topo.Link(router, other)
+			return err != nil
+		})
+		if err := l.waitSessions(ctx, router, peers...); err != nil {
 			return err
 		}
 	}

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -30,8 +31,14 @@ func threeSites() Topology {
 	return t
 }
 
+func oneProvider() Topology {
+	t := Default()
+	t.Providers = t.Providers[:1]
+	return t
+}
+
 func TestTopology(t *testing.T) {
-	for name, topo := range map[string]Topology{"default": Default(), "two LVS": Default().WithLVS(2), "three sites": threeSites()} {
+	for name, topo := range map[string]Topology{"default": Default(), "two LVS": Default().WithLVS(2), "three sites": threeSites(), "one provider": oneProvider()} {
 		t.Run(name, func(t *testing.T) {
 			if err := topo.Validate(); err != nil {
 				t.Fatal(err)
@@ -40,7 +47,7 @@ func TestTopology(t *testing.T) {
 		})
 	}
 	n, ok := Default().WithLVS(2).Node("dc1-lvs-b")
-	if !ok || n.Addr != netip.MustParseAddr("10.1.0.12") || n.Role != RoleLVS {
+	if !ok || n.Addr != netip.MustParseAddr("10.1.0.12") || n.Addr6 != netip.MustParseAddr("2001:db8:1::12") || n.Role != RoleLVS {
 		t.Errorf("dc1-lvs-b: %+v, %v", n, ok)
 	}
 }
@@ -52,6 +59,10 @@ func checkLinks(t *testing.T, topo Topology) {
 	devs, addrs, cabled := map[string]bool{}, map[netip.Addr]bool{}, map[string]bool{}
 	for _, l := range topo.Links() {
 		for _, e := range []End{l.A, l.B} {
+			if e.Addr6.IsValid() && addrs[e.Addr6.Addr()] {
+				t.Errorf("address %s twice", e.Addr6)
+			}
+			addrs[e.Addr6.Addr()] = true
 			if key := e.Node + " " + e.Dev; devs[key] || len(e.Dev) > 15 {
 				t.Errorf("interface %s twice, or its name is too long", key)
 			} else {
@@ -69,6 +80,9 @@ func checkLinks(t *testing.T, topo Topology) {
 		if l.A.Addr.IsValid() && l.A.Addr.Masked() != l.B.Addr.Masked() {
 			t.Errorf("link %s-%s: %s and %s", l.A.Node, l.B.Node, l.A.Addr, l.B.Addr)
 		}
+		if l.A.Addr6.IsValid() && l.A.Addr6.Masked() != l.B.Addr6.Masked() {
+			t.Errorf("link %s-%s: %s and %s", l.A.Node, l.B.Node, l.A.Addr6, l.B.Addr6)
+		}
 	}
 	for _, n := range topo.Nodes() {
 		if !cabled[n.Name] {
@@ -85,12 +99,44 @@ func TestTopologyRefused(t *testing.T) {
 		"long name":      func(t *Topology) { t.Sites[0].Name = "a-very-long-site" },
 		"witness's":      func(t *Topology) { t.WitnessNumber = 2 },
 		"number too big": func(t *Topology) { t.Sites[0].Number = 300 },
+		"provider twice": func(t *Topology) { t.Providers = append(t.Providers, transit1) },
+		"no provider":    func(t *Topology) { t.Providers = nil },
 	}
 	for name, breakIt := range broken {
 		topo := Default()
 		breakIt(&topo)
 		if topo.Validate() == nil {
 			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+// Whose lab is in the way: one that stays, or one whose program runs.
+func TestVacant(t *testing.T) {
+	self, _, err := processStat(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	living := &Daemon{PID: os.Getpid(), StartTime: self, BootID: bootID()}
+	ended := &Daemon{PID: os.Getpid(), StartTime: self - 1, BootID: bootID()} // its number went to another
+	for name, test := range map[string]struct {
+		state *state
+		want  string // "" is vacant
+	}{
+		"nothing there":     {nil, ""},
+		"stays":             {&state{}, "a lab is up in"},
+		"its owner lives":   {&state{Owner: living}, fmt.Sprintf("in use by process %d", os.Getpid())},
+		"its owner is gone": {&state{Owner: ended}, ""},
+	} {
+		opts := Options{Dir: t.TempDir(), Prefix: "nobody-has-this-"}
+		if test.state != nil {
+			test.state.Options = opts
+			if err := writeJSON(opts.Dir+"/state.json", test.state); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := Vacant(opts); (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: %v, want %q", name, err, test.want)
 		}
 	}
 }
@@ -105,7 +151,7 @@ func TestAgentConfig(t *testing.T) {
 node: dc1-lvs-a
 site: dc1
 group: dc1-edge1
-addresses: {ipv4: 10.1.0.11}
+addresses: {ipv4: 10.1.0.11, ipv6: "2001:db8:1::11"}
 uplink: eth0
 etcd:
   endpoints: ["https://10.3.0.5:2379", "https://10.1.0.5:2379", "https://10.2.0.5:2379"]
@@ -178,7 +224,7 @@ func TestBirdConfig(t *testing.T) {
 	}
 	one := Default()
 	one.Sites = one.Sites[:1]
-	for name, topo := range map[string]Topology{"default": Default(), "two LVS": Default().WithLVS(2), "three sites": threeSites(), "one site": one} {
+	for name, topo := range map[string]Topology{"default": Default(), "two LVS": Default().WithLVS(2), "three sites": threeSites(), "one provider": oneProvider(), "one site": one} {
 		l := testLab(t, Options{Topology: &topo})
 		for _, router := range topo.Routers() {
 			config, err := l.birdConfig(router)
@@ -227,8 +273,8 @@ func TestParseRoutes(t *testing.T) {
 	}
 	prefix := netip.PrefixFrom(VIP, 32)
 	want := []Route{
-		{prefix, "dc1-lvs-a", netip.MustParseAddr("10.1.0.11"), netip.MustParseAddr("10.1.0.11"), 100, true},
-		{prefix, "dc2-edge", netip.MustParseAddr("10.255.12.2"), netip.MustParseAddr("10.255.12.2"), 500, false},
+		{prefix, "dc1-lvs-a", netip.MustParseAddr("10.1.0.11"), netip.MustParseAddr("10.1.0.11"), 100, 0, true},
+		{prefix, "dc2-edge", netip.MustParseAddr("10.255.12.2"), netip.MustParseAddr("10.255.12.2"), 500, 0, false},
 	}
 	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
 		t.Error(diff)

@@ -69,7 +69,7 @@ func (l *Lab) buildNetwork() error {
 		}
 	}
 	for _, s := range l.topo.Sites {
-		if err := addBridge(h.nl[s.Edge()], s.Addr(1)); err != nil {
+		if err := addBridge(h.nl[s.Edge()], netip.PrefixFrom(s.Addr(1), 24), netip.PrefixFrom(s.Addr6(1), 64)); err != nil {
 			return fmt.Errorf("%s: %w", s.Edge(), err)
 		}
 	}
@@ -92,12 +92,20 @@ func (l *Lab) buildNetwork() error {
 // baseSysctls are the settings that the network itself needs. An LVS host gets none:
 // those are its agent's to make.
 func baseSysctls(n Node) map[string]string {
-	switch {
-	case n.Role == RoleLVS:
+	if n.Role == RoleLVS {
 		return nil
+	}
+	values := roleSysctls(n)
+	// A link-local address could not be used for a second, nor a neighbour be asked for.
+	values["net/ipv6/conf/default/accept_dad"] = "0"
+	return values
+}
+
+func roleSysctls(n Node) map[string]string {
+	switch {
 	case n.Role == RoleEdge || n.Role == RoleTransit:
 		return map[string]string{
-			"net/ipv4/ip_forward": "1",
+			"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1",
 			// Backends answer by their own site's edge, whoever got the question.
 			"net/ipv4/conf/all/rp_filter": "0", "net/ipv4/conf/default/rp_filter": "0",
 			"net/ipv4/conf/all/send_redirects": "0", "net/ipv4/conf/default/send_redirects": "0",
@@ -115,7 +123,7 @@ func baseSysctls(n Node) map[string]string {
 			"net/ipv4/conf/all/ignore_routes_with_linkdown": "1", "net/ipv4/conf/default/ignore_routes_with_linkdown": "1",
 		}
 	}
-	return nil
+	return map[string]string{}
 }
 
 func (l *Lab) writeSysctls(node string, values map[string]string) error {
@@ -133,13 +141,15 @@ func (l *Lab) writeSysctls(node string, values map[string]string) error {
 	})
 }
 
-func addBridge(nl *netlink.Handle, addr netip.Addr) error {
+func addBridge(nl *netlink.Handle, addrs ...netip.Prefix) error {
 	br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: lanBridge}}
 	if err := nl.LinkAdd(br); err != nil {
 		return fmt.Errorf("add bridge: %w", err)
 	}
-	if err := addAddress(nl, lanBridge, netip.PrefixFrom(addr, 24)); err != nil {
-		return err
+	for _, addr := range addrs {
+		if err := addAddress(nl, lanBridge, addr); err != nil {
+			return err
+		}
 	}
 	return setUp(nl, lanBridge)
 }
@@ -167,8 +177,11 @@ func (h *handles) addCable(link Link, wanDelay time.Duration) error {
 }
 
 func configureEnd(nl *netlink.Handle, end End) error {
-	if end.Addr.IsValid() {
-		if err := addAddress(nl, end.Dev, end.Addr); err != nil {
+	for _, addr := range []netip.Prefix{end.Addr, end.Addr6} {
+		if !addr.IsValid() {
+			continue
+		}
+		if err := addAddress(nl, end.Dev, addr); err != nil {
 			return err
 		}
 	}
@@ -204,19 +217,18 @@ func addDelay(nl *netlink.Handle, dev string, delay time.Duration) error {
 // theirs from BIRD.
 func (l *Lab) setRoutes(nl *netlink.Handle, n Node) error {
 	switch {
-	case n.Name == Clients:
-		return replaceRoute(nl, route{to: defaultNet, via: transitAddr, dev: "eth0"})
 	case n.Name == Witness:
 		return l.witnessRoutes(nl)
 	case n.Role == RoleEdge || n.Role == RoleTransit:
 		return nil
 	}
-	site, _ := l.topo.Site(n.Site)
-	r := route{to: defaultNet, via: site.Addr(1), dev: "eth0"}
+	via, via6 := l.topo.gateway(n)
+	r, r6 := route{to: defaultNet, via: via, dev: "eth0"}, route{to: defaultNet6, via: via6, dev: "eth0"}
 	if n.Role == RoleSBC {
-		r.advMSS = 1440 // full-size packets must fit the ipip tunnel
+		// Full-size packets must fit the tunnel: 1500 bytes less 20 of its own, 40 over IPv6.
+		r.advMSS, r6.advMSS = 1440, 1400
 	}
-	return replaceRoute(nl, r)
+	return errors.Join(replaceRoute(nl, r), replaceRoute(nl, r6))
 }
 
 // witnessRoutes reaches each site over its own edge, or else over another's.
@@ -239,7 +251,7 @@ func (l *Lab) witnessRoutes(nl *netlink.Handle) error {
 	return nil
 }
 
-var defaultNet = netip.MustParsePrefix("0.0.0.0/0")
+var defaultNet, defaultNet6 = netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")
 
 type route struct {
 	to             netip.Prefix
@@ -271,7 +283,12 @@ func addAddress(nl *netlink.Handle, dev string, addr netip.Prefix) error {
 	if err != nil {
 		return fmt.Errorf("interface %s: %w", dev, err)
 	}
-	if err := nl.AddrReplace(link, &netlink.Addr{IPNet: ipNet(addr)}); err != nil {
+	// Nobody else can have the address: there is nothing to detect, and it can be used at once.
+	flags := 0
+	if addr.Addr().Is6() {
+		flags = unix.IFA_F_NODAD
+	}
+	if err := nl.AddrReplace(link, &netlink.Addr{IPNet: ipNet(addr), Flags: flags}); err != nil {
 		return fmt.Errorf("address %s on %s: %w", addr, dev, err)
 	}
 	return nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"strings"
@@ -49,17 +50,21 @@ func upRouting(t *testing.T) *Lab {
 	return l
 }
 
-// announce stands in for an agent: a BIRD on the LVS host that announces the VIP.
+// announce stands in for an agent: a BIRD on the LVS host that announces the VIP, both
+// addresses, with a MED of the ladder and the community of its role.
 func announce(t *testing.T, l *Lab, node string, med int) {
 	t.Helper()
 	n, _ := l.Topology().Node(node)
 	site, _ := l.Topology().Site(n.Site)
 	config := fmt.Sprintf(`router id %[1]s;
+filter role { bgp_med = %[4]d; bgp_community.add((65001, %[4]d)); accept; }
 protocol device {}
 protocol static { ipv4; route %[2]s/32 blackhole; }
+protocol static { ipv6; route %[5]s/128 blackhole; }
 protocol bgp up { local %[1]s as 65001; neighbor %[3]s as 65001; direct; connect delay time 1;
-ipv4 { import none; next hop self; export filter { bgp_med = %[4]d; accept; }; }; }
-`, n.Addr, VIP, site.Addr(1), med)
+ipv4 { import none; next hop self; export filter role; };
+ipv6 { import none; next hop address %[6]s; export filter role; }; }
+`, n.Addr, VIP, site.Addr(1), med, VIP6, n.Addr6)
 	if err := os.MkdirAll(l.path(node), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -77,7 +82,9 @@ ipv4 { import none; next hop self; export filter { bgp_med = %[4]d; accept; }; }
 	}
 }
 
-// wantRoutes waits until the router holds exactly these "session MED" routes, best first.
+// wantRoutes waits until the router holds exactly these "session MED" routes to either
+// address of the VIP, best first. For a provider that ignores MEDs it is the length of
+// the AS path.
 func wantRoutes(t *testing.T, l *Lab, router string, want ...string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -87,15 +94,23 @@ func wantRoutes(t *testing.T, l *Lab, router string, want ...string) {
 		if err != nil {
 			return err
 		}
-		var got []string
-		for i, r := range routes {
-			if r.Best != (i == 0) {
+		provider, _ := l.topo.Provider(router)
+		got := map[netip.Addr][]string{}
+		for _, r := range routes {
+			to := r.Prefix.Addr()
+			if r.Best != (len(got[to]) == 0) {
 				return fmt.Errorf("best route is not the first: %+v", routes)
 			}
-			got = append(got, fmt.Sprintf("%s %d", r.Session, r.MED))
+			what := r.MED
+			if provider.IgnoresMED {
+				what = r.Path
+			}
+			got[to] = append(got[to], fmt.Sprintf("%s %d", r.Session, what))
 		}
-		if fmt.Sprint(got) != fmt.Sprint(want) {
-			return fmt.Errorf("routes %v, want %v", got, want)
+		for _, vip := range []netip.Addr{VIP, VIP6} {
+			if fmt.Sprint(got[vip]) != fmt.Sprint(want) {
+				return fmt.Errorf("routes to %s %v, want %v", vip, got[vip], want)
+			}
 		}
 		return nil
 	})
@@ -114,17 +129,28 @@ func TestRouting(t *testing.T) {
 	announce(t, l, "dc1-lvs-a", 100)
 	announce(t, l, "dc2-lvs-a", 500)
 	wantRoutes(t, l, Transit, "dc1-edge 100", "dc2-edge 500")
+	wantRoutes(t, l, Transit2, "dc1-edge 2", "dc2-edge 4")
 	wantRoutes(t, l, "dc1-edge", "dc1-lvs-a 100", "dc2-edge 500")
 	wantRoutes(t, l, "dc2-edge", "dc1-edge 100", "dc2-lvs-a 500")
 
 	announce(t, l, "dc2-lvs-a", 50) // forced
 	wantRoutes(t, l, Transit, "dc2-edge 50", "dc1-edge 100")
+	wantRoutes(t, l, Transit2, "dc2-edge 1", "dc1-edge 2")
 	announce(t, l, "dc1-lvs-a", 500)
 	announce(t, l, "dc2-lvs-a", 100) // normalised
 	wantRoutes(t, l, Transit, "dc2-edge 100", "dc1-edge 500")
+	wantRoutes(t, l, Transit2, "dc2-edge 2", "dc1-edge 4")
 	wantRoutes(t, l, "dc1-edge", "dc2-edge 100", "dc1-lvs-a 500")
-	if out, err := l.Output(t.Context(), Transit, "ip", "route", "get", VIP.String()); err != nil || !strings.Contains(out, "dev dc2-edge") {
-		t.Errorf("kernel route: %s %v", out, err)
+	for _, router := range []string{Transit, Transit2} {
+		for _, vip := range []netip.Addr{VIP, VIP6} {
+			if out, err := l.Output(t.Context(), router, "ip", "route", "get", vip.String()); err != nil || !strings.Contains(out, "dev dc2-edge") {
+				t.Errorf("%s: kernel route: %s %v", router, out, err)
+			}
+		}
+	}
+	// What tells roles apart stays inside, and so does the MED for one who ignores it.
+	if out, err := l.Birdc(Transit2, "show route all where net ~ 203.0.113.0/24"); err != nil || strings.Contains(out, "community") || strings.Contains(out, "med:") {
+		t.Errorf("%s: %v\n%s", Transit2, err, out)
 	}
 	if err := l.Stop(t.Context(), "dc2-lvs-a", "announcer", syscall.SIGTERM); err != nil {
 		t.Fatal(err)
@@ -133,14 +159,16 @@ func TestRouting(t *testing.T) {
 
 	best := map[string]bool{}
 	for e := range events {
-		best[fmt.Sprintf("%s %s %d", e.Kind, e.Session, e.MED)] = true
-		if e.Kind == RouteWithdrawn {
+		best[fmt.Sprintf("%s %s %d %s", e.Kind, e.Session, e.MED, e.Prefix.Addr())] = true
+		if best["withdrawn dc2-edge -1 "+VIP.String()] && best["withdrawn dc2-edge -1 "+VIP6.String()] {
 			break
 		}
 	}
-	for _, want := range []string{"received dc1-edge 100", "received dc1-edge 500", "best dc2-edge 50", "best dc2-edge 100", "withdrawn dc2-edge -1"} {
-		if !best[want] {
-			t.Errorf("no event %q in %v", want, best)
+	for _, want := range []string{"received dc1-edge 100", "received dc1-edge 500", "best dc2-edge 50", "best dc2-edge 100"} {
+		for _, vip := range []netip.Addr{VIP, VIP6} {
+			if want := fmt.Sprintf("%s %s", want, vip); !best[want] {
+				t.Errorf("no event %q in %v", want, best)
+			}
 		}
 	}
 }
@@ -152,6 +180,11 @@ func TestCutsAndOpen(t *testing.T) {
 	l, err := Open(up.Dir())
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, opts := range []Options{up.opts, {Dir: t.TempDir(), Prefix: up.opts.Prefix}} {
+		if err := Vacant(opts); err == nil {
+			t.Errorf("a lab with prefix %s in %s would take this one's place", opts.Prefix, opts.Dir)
+		}
 	}
 	reach := func(node, addr string) error {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)

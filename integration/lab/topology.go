@@ -6,37 +6,66 @@ import (
 	"slices"
 )
 
-// Numbers of the plan. The VIP and the clients are documentation addresses.
+// Numbers of the plan. The VIP, the clients and all IPv6 networks are documentation
+// addresses.
 const (
 	OperatorAS = 65001
-	TransitAS  = 64500
 
-	VIPName = "sip-1"
-	Transit = "transit"
-	Clients = "clients"
-	Witness = "witness"
+	VIPName  = "sip-1"
+	Transit  = "transit"
+	Transit2 = "transit2"
+	Clients  = "clients"
+	Clients2 = "clients2"
+	Witness  = "witness"
 )
 
 var (
-	// VIP is the address that phones call.
-	VIP = netip.MustParseAddr("203.0.113.10")
+	// VIP and VIP6 are the addresses that phones call; they switch together.
+	VIP  = netip.MustParseAddr("203.0.113.10")
+	VIP6 = netip.MustParseAddr("2001:db8:10::10")
 
-	vipNet      = netip.MustParsePrefix("203.0.113.0/24")
-	clientNet   = netip.MustParsePrefix("198.51.100.0/24")
-	transitAddr = netip.MustParseAddr("198.51.100.1")
-	// ClientAddr is where calls come from.
-	ClientAddr = netip.MustParseAddr("198.51.100.10")
+	vipNet  = netip.MustParsePrefix("203.0.113.0/24")
+	vipNet6 = netip.MustParsePrefix("2001:db8:10::/48")
 )
 
 // A Topology is what the lab is made of. Adding a host to a site is one line in
-// Default; so is a site.
+// Default; so is a site, or a provider.
 type Topology struct {
-	Sites []Site
+	Providers []Provider
+	Sites     []Site
 	// WitnessNumber is the witness's place in the plan 10.<number>.0.0/24.
 	WitnessNumber int
 }
 
-// A Site is one data centre, 10.<Number>.0.0/24 behind its edge router.
+// A Provider is a transit network: a router with a link to every site's edge, and a
+// host with phones behind it.
+type Provider struct {
+	// Router and Clients are names of nodes.
+	Router, Clients string
+	AS              int
+	// Net and Net6 are the phones' networks: the router has the first address, the
+	// clients have the tenth (IPv6: ::10).
+	Net, Net6 netip.Prefix
+	// IgnoresMED makes the provider one that picks a site by the length of AS paths,
+	// which the edges make out of the roles' communities.
+	IgnoresMED bool
+}
+
+// The providers that there are.
+var (
+	transit1 = Provider{
+		Router: Transit, Clients: Clients, AS: 64500,
+		Net: netip.MustParsePrefix("198.51.100.0/24"), Net6: netip.MustParsePrefix("2001:db8:c1::/64"),
+	}
+	transit2 = Provider{
+		Router: Transit2, Clients: Clients2, AS: 64501,
+		Net: netip.MustParsePrefix("192.0.2.0/24"), Net6: netip.MustParsePrefix("2001:db8:c2::/64"),
+		IgnoresMED: true,
+	}
+)
+
+// A Site is one data centre, 10.<Number>.0.0/24 and 2001:db8:<Number>::/64 behind its
+// edge router.
 type Site struct {
 	Name   string
 	Number int
@@ -44,16 +73,17 @@ type Site struct {
 	SBC    []Host
 }
 
-// A Host is one machine on a site's network: node name <site>-<Name>, address
-// 10.<site number>.0.<Last>.
+// A Host is one machine on a site's network: node name <site>-<Name>, addresses
+// 10.<site number>.0.<Last> and 2001:db8:<site number>::<Last>, with the same digits.
 type Host struct {
 	Name string
 	Last int
 }
 
-// Default is two sites with one LVS host and two backends each.
+// Default is two sites with one LVS host and two backends each, and two providers.
 func Default() Topology {
 	return Topology{
+		Providers: []Provider{transit1, transit2},
 		Sites: []Site{
 			{Name: "dc1", Number: 1, LVS: lvsHosts(1), SBC: sbcHosts(2)},
 			{Name: "dc2", Number: 2, LVS: lvsHosts(1), SBC: sbcHosts(2)},
@@ -104,10 +134,16 @@ const (
 type Node struct {
 	Name string
 	Role Role
-	// Site is empty for clients, transit and witness.
+	// Site is empty for providers, their clients and the witness.
 	Site string
 	Addr netip.Addr
+	// Addr6 is not valid for the witness.
+	Addr6 netip.Addr
 }
+
+// The provider's addresses on the network of its clients.
+func (p Provider) routerAddr() (v4, v6 netip.Addr) { return nth(p.Net, 1), nth(p.Net6, 1) }
+func (p Provider) clientAddr() (v4, v6 netip.Addr) { return nth(p.Net, 10), nth(p.Net6, 0x10) }
 
 // Edge is the node name of the site's router.
 func (s Site) Edge() string { return s.Name + "-edge" }
@@ -118,17 +154,26 @@ func (s Site) Group() string { return s.Name + "-edge1" }
 // Addr is the address 10.<site>.0.<last>.
 func (s Site) Addr(last int) netip.Addr { return siteAddr(s.Number, last) }
 
-// LAN is the site's network.
+// Addr6 is the address 2001:db8:<site>::<last>.
+func (s Site) Addr6(last int) netip.Addr { return addr6(s.Number, 0, last) }
+
+// LAN is the site's IPv4 network.
 func (s Site) LAN() netip.Prefix { return netip.PrefixFrom(siteAddr(s.Number, 0), 24) }
+
+// LAN6 is the site's IPv6 network.
+func (s Site) LAN6() netip.Prefix { return netip.PrefixFrom(addr6(s.Number, 0, 0), 64) }
 
 // Hosts lists the machines on the site's network, without its router.
 func (s Site) Hosts() []Node {
-	nodes := []Node{{s.Name + "-etcd", RoleEtcd, s.Name, s.Addr(5)}}
+	node := func(name string, role Role, last int) Node {
+		return Node{s.Name + "-" + name, role, s.Name, s.Addr(last), s.Addr6(last)}
+	}
+	nodes := []Node{node("etcd", RoleEtcd, 5)}
 	for _, h := range s.LVS {
-		nodes = append(nodes, Node{s.Name + "-" + h.Name, RoleLVS, s.Name, s.Addr(h.Last)})
+		nodes = append(nodes, node(h.Name, RoleLVS, h.Last))
 	}
 	for _, h := range s.SBC {
-		nodes = append(nodes, Node{s.Name + "-" + h.Name, RoleSBC, s.Name, s.Addr(h.Last)})
+		nodes = append(nodes, node(h.Name, RoleSBC, h.Last))
 	}
 	return nodes
 }
@@ -138,13 +183,14 @@ func (t Topology) WitnessAddr() netip.Addr { return siteAddr(t.WitnessNumber, 5)
 
 // Nodes lists every node, routers first.
 func (t Topology) Nodes() []Node {
-	nodes := []Node{
-		{Transit, RoleTransit, "", transitAddr},
-		{Clients, RoleClients, "", ClientAddr},
-		{Witness, RoleEtcd, "", t.WitnessAddr()},
+	nodes := []Node{{Name: Witness, Role: RoleEtcd, Addr: t.WitnessAddr()}}
+	for _, p := range t.Providers {
+		router, router6 := p.routerAddr()
+		clients, clients6 := p.clientAddr()
+		nodes = append(nodes, Node{p.Router, RoleTransit, "", router, router6}, Node{p.Clients, RoleClients, "", clients, clients6})
 	}
 	for _, s := range t.Sites {
-		nodes = append(nodes, Node{s.Edge(), RoleEdge, s.Name, s.Addr(1)})
+		nodes = append(nodes, Node{s.Edge(), RoleEdge, s.Name, s.Addr(1), s.Addr6(1)})
 		nodes = append(nodes, s.Hosts()...)
 	}
 	return nodes
@@ -174,9 +220,30 @@ func (t Topology) Site(name string) (Site, bool) {
 	return t.Sites[i], true
 }
 
+// Provider finds a provider by its router's name.
+func (t Topology) Provider(router string) (Provider, bool) {
+	i := slices.IndexFunc(t.Providers, func(p Provider) bool { return p.Router == router })
+	if i < 0 {
+		return Provider{}, false
+	}
+	return t.Providers[i], true
+}
+
+// gateway is the router that a provider's clients or a site's host send to.
+func (t Topology) gateway(n Node) (v4, v6 netip.Addr) {
+	if site, ok := t.Site(n.Site); ok {
+		return site.Addr(1), site.Addr6(1)
+	}
+	i := slices.IndexFunc(t.Providers, func(p Provider) bool { return p.Clients == n.Name })
+	return t.Providers[i].routerAddr()
+}
+
 // Routers lists the nodes that run BIRD.
 func (t Topology) Routers() []string {
-	names := []string{Transit}
+	var names []string
+	for _, p := range t.Providers {
+		names = append(names, p.Router)
+	}
 	for _, s := range t.Sites {
 		names = append(names, s.Edge())
 	}
@@ -185,6 +252,9 @@ func (t Topology) Routers() []string {
 
 // Validate refuses plans whose names or addresses collide.
 func (t Topology) Validate() error {
+	if len(t.Providers) == 0 || len(t.Sites) == 0 {
+		return fmt.Errorf("%d providers and %d sites: one of each is the least", len(t.Providers), len(t.Sites))
+	}
 	names, addrs := map[string]bool{}, map[netip.Addr]string{}
 	for _, n := range t.Nodes() {
 		// A node's name is also the name of a bridge port: 15 bytes at most.
@@ -211,4 +281,18 @@ func (t Topology) Validate() error {
 
 func siteAddr(number, last int) netip.Addr {
 	return netip.AddrFrom4([4]byte{10, byte(number), 0, byte(last)})
+}
+
+// addr6 is 2001:db8:<net>:<subnet>::<last>, each number with its decimal digits, so
+// that it can be seen which IPv4 address it belongs to.
+func addr6(net, subnet, last int) netip.Addr {
+	return netip.MustParseAddr(fmt.Sprintf("2001:db8:%d:%d::%d", net, subnet, last))
+}
+
+// nth is the address of a network with this number for a host.
+func nth(p netip.Prefix, host byte) netip.Addr {
+	b := p.Masked().Addr().AsSlice()
+	b[len(b)-1] = host
+	a, _ := netip.AddrFromSlice(b)
+	return a
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -39,7 +40,10 @@ func play(t *testing.T, v *vip, run sipp.Run, meddle func(t *testing.T, dir stri
 	if v != nil {
 		run.Target = v.Addr().String()
 	}
-	run.Pause, run.Answer = 100*time.Millisecond, 3*time.Second
+	run.Pause = 100 * time.Millisecond
+	if run.Answer == 0 {
+		run.Answer = 3 * time.Second
+	}
 	args, err := run.Args()
 	if err != nil {
 		t.Fatal(err)
@@ -221,28 +225,37 @@ func TestShortScenarios(t *testing.T) {
 	}
 }
 
+// Over UDP, and over IPv6: a request that is lost, or its answer, is sent again.
 func TestUDP(t *testing.T) {
-	b, err := sbc.New(sbc.Config{Name: "udp", Listen: []sbc.Listen{{Transport: "udp", Addr: "127.0.0.1:0"}}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- b.Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Errorf("Run: %v", err)
-		}
-	})
-	run := sipp.Run{Scenario: sipp.NewCalls, UDP: true, Target: b.Addrs()[0].String()}
-	if _, err := run.Args(); err == nil {
-		t.Error("UDP without a local address was accepted")
-	}
-	run.Local = "127.0.0.1"
-	got, stats, code := play(t, nil, run, nil)
-	if code != 0 || stats.Successful != calls || got.Down["udp"] != calls {
-		t.Errorf("exit status %d, %+v, %+v", code, stats, got)
+	for _, ip := range []string{"127.0.0.1", "::1"} {
+		t.Run(ip, func(t *testing.T) {
+			b, err := sbc.New(sbc.Config{Name: "udp", Listen: []sbc.Listen{{Transport: "udp", Addr: net.JoinHostPort(ip, "0")}}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithCancel(context.Background())
+			done := make(chan error, 1)
+			go func() { done <- b.Run(ctx) }()
+			t.Cleanup(func() {
+				cancel()
+				if err := <-done; err != nil {
+					t.Errorf("Run: %v", err)
+				}
+			})
+			wire := newLossy(t, b.Addrs()[0])
+			run := sipp.Run{Scenario: sipp.Call, UDP: true, Target: wire.LocalAddr().String(), Answer: 20 * time.Second}
+			if _, err := run.Args(); err == nil {
+				t.Error("UDP without a local address was accepted")
+			}
+			run.Local = ip
+			got, stats, code := play(t, nil, run, func(*testing.T, string) {})
+			if code != 0 || stats.Successful != calls || got.Down["udp"] != calls || got.Strayed != 0 {
+				t.Errorf("exit status %d, %+v, %+v", code, stats, got)
+			}
+			if wire.lost < calls/2 {
+				t.Errorf("only %d packets of %d calls were lost", wire.lost, calls)
+			}
+		})
 	}
 }
 

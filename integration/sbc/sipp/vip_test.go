@@ -6,6 +6,7 @@ import (
 	"net"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/medway-lb/medway/integration/sbc"
 )
@@ -123,4 +124,80 @@ func (v *vip) set(f func()) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	f()
+}
+
+// lossy relays datagrams to one backend, in a socket per client, and loses every tenth packet in either direction.
+type lossy struct {
+	net.PacketConn
+	mu   sync.Mutex
+	n    int
+	lost int
+	to   map[string]net.Conn
+	wg   sync.WaitGroup
+}
+
+func newLossy(t *testing.T, backend net.Addr) *lossy {
+	t.Helper()
+	in, err := net.ListenPacket("udp", net.JoinHostPort(backend.(*net.UDPAddr).IP.String(), "0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &lossy{PacketConn: in, to: map[string]net.Conn{}}
+	l.wg.Go(func() { l.serve(backend) })
+	t.Cleanup(func() {
+		in.Close()
+		l.wg.Wait()
+		for _, out := range l.to {
+			out.Close()
+		}
+	})
+	return l
+}
+
+func (l *lossy) serve(backend net.Addr) {
+	buf := make([]byte, 64<<10)
+	for {
+		n, from, err := l.ReadFrom(buf)
+		if err != nil {
+			for _, out := range l.to {
+				_ = out.SetReadDeadline(time.Now())
+			}
+			return
+		}
+		out := l.to[from.String()]
+		if out == nil {
+			if out, err = net.Dial("udp", backend.String()); err != nil {
+				continue
+			}
+			l.to[from.String()] = out
+			l.wg.Go(func() { l.back(out, from) })
+		}
+		if !l.loses() {
+			_, _ = out.Write(buf[:n])
+		}
+	}
+}
+
+func (l *lossy) back(out net.Conn, to net.Addr) {
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := out.Read(buf)
+		if err != nil {
+			return
+		}
+		if !l.loses() {
+			_, _ = l.WriteTo(buf[:n], to)
+		}
+	}
+}
+
+func (l *lossy) loses() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.n++
+	if l.n%10 == 0 {
+		l.lost++
+		return true
+	}
+	return false
 }

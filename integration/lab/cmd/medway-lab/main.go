@@ -64,6 +64,7 @@ func upCommand(dir *string) *cobra.Command {
 	f := cmd.Flags()
 	f.DurationVar(&opts.WANDelay, "wan-delay", 0, "one-way delay between the sites, such as 5ms")
 	f.IntVar(&lvs, "lvs", 1, "LVS hosts in each site")
+	f.StringVar(&opts.Prefix, "prefix", "mw-", prefixHelp)
 	f.StringVar(&opts.BinDir, "bin", "", "directory of the project's binaries (default: this program's own)")
 	f.StringVar(&opts.Target, "target", "", "site that takes the traffic first (default: the first)")
 	f.BoolVar(&opts.NoAgents, "no-agents", false, "leave out agents and intent")
@@ -71,6 +72,8 @@ func upCommand(dir *string) *cobra.Command {
 	f.DurationVar(&opts.Timeout, "timeout", 0, "for each wait (default 2m)")
 	return cmd
 }
+
+const prefixHelp = "begins the names of the namespaces; another lab has another"
 
 func downCommand(dir *string) *cobra.Command {
 	return &cobra.Command{
