@@ -188,7 +188,7 @@ func (l *Lab) build(ctx context.Context) error {
 		parts = append([]part{{"kernel", func(context.Context) error { return CheckKernel() }}}, parts...)
 		parts = append(parts, part{"backends started", l.startBackends})
 	}
-	parts = append(parts, part{"routers' sessions established", l.waitRouters}, part{"etcd healthy", l.waitEtcd}, part{"etcd's users and roles", l.initEtcd})
+	parts = append(parts, part{"routers' sessions established", l.waitRouters}, part{"etcd healthy", l.waitEtcd}, part{"etcd's users and roles", l.InitEtcd})
 	if backends {
 		parts = append(parts, part{"backends answer", l.waitBackends})
 	}

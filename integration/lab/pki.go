@@ -62,8 +62,8 @@ func (l *Lab) EtcdEnvironment(user string) []string {
 	return []string{"ETCDCTL_CACERT=" + l.CA(), "ETCDCTL_CERT=" + cert, "ETCDCTL_KEY=" + key}
 }
 
-// initEtcd gives everybody their rights, and no more.
-func (l *Lab) initEtcd(ctx context.Context) error {
+// InitEtcd gives everybody their rights, and no more, by medwayctl init-etcd.
+func (l *Lab) InitEtcd(ctx context.Context) error {
 	bin, err := l.bin("medwayctl")
 	if err != nil {
 		return err

@@ -91,8 +91,8 @@ func newCluster(t *testing.T, n int) *cluster {
 	return c
 }
 
-// newSecureCluster is newCluster with TLS that asks clients for certificates.
-func newSecureCluster(t *testing.T, n int) *cluster {
+// newSecureCluster is one member with TLS that asks clients for certificates.
+func newSecureCluster(t *testing.T) *cluster {
 	t.Helper()
 	authority, _, err := pki.Open(t.TempDir())
 	if err != nil {
@@ -102,7 +102,7 @@ func newSecureCluster(t *testing.T, n int) *cluster {
 		t.Fatal(err)
 	}
 	c := &cluster{pki: authority}
-	c.startAll(t, t.TempDir(), n)
+	c.startAll(t, t.TempDir(), 1)
 	t.Cleanup(c.killAll)
 	return c
 }

@@ -45,7 +45,7 @@ func agentAccess() []AccessChange {
 // again: it goes on by itself, what it may not do is said, and no event is lost.
 func TestAuthenticationComesAndGoes(t *testing.T) {
 	t.Parallel()
-	cl := newSecureCluster(t, 1)
+	cl := newSecureCluster(t)
 	root := open(t, cl.as(t, RootUser))
 	core, logs := observer.New(zap.WarnLevel)
 	config := cl.as(t, "agent")
@@ -145,7 +145,7 @@ func untilLogged(t *testing.T, logs *observer.ObservedLogs, text string) {
 // a delay.
 func TestWritesWhileAccessChanges(t *testing.T) {
 	t.Parallel()
-	cl := newSecureCluster(t, 1)
+	cl := newSecureCluster(t)
 	root := open(t, cl.as(t, RootUser))
 	change(t, root, agentAccess()...)
 	change(t, root, AccessChange{Verb: EnableAuth})
@@ -171,7 +171,7 @@ func TestWritesWhileAccessChanges(t *testing.T) {
 // What is wrong with a connection is said in words, with the server's name.
 func TestReach(t *testing.T) {
 	t.Parallel()
-	cl := newSecureCluster(t, 1)
+	cl := newSecureCluster(t)
 	server := cl.endpoints()[0]
 	plain := "http://" + sharedServer(t).endpoints()[0]
 	good := cl.as(t, "agent")
@@ -296,7 +296,7 @@ func TestClientCertificateIsNoServer(t *testing.T) {
 // its key is not.
 func TestCertificateIsReadAgain(t *testing.T) {
 	t.Parallel()
-	cl := newSecureCluster(t, 1)
+	cl := newSecureCluster(t)
 	config := cl.as(t, "agent")
 	first := config.leaf()
 	cert, key := cl.pki.Files("agent")
