@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,15 +12,23 @@ import (
 	"github.com/medway-lb/medway/integration/lab"
 )
 
-// up builds a lab for one test. Where the kernel can't carry it the test is
+// up builds a lab for one test; what is to be done before the agents start may be given. Where the kernel can't carry it the test is
 // skipped, loudly; make test then runs it in the virtual machine, where
 // MEDWAY_REQUIRE_KERNEL=1 makes a skip a failure.
-func up(t *testing.T) *lab.Lab {
+func up(t *testing.T, beforeAgents ...func(context.Context, *lab.Lab) error) *lab.Lab {
 	t.Helper()
 	need(t)
 	l, err := lab.Up(t.Context(), lab.Options{
 		Dir: "/run/medway-test", BinDir: programs(), WANDelay: 5 * time.Millisecond, Progress: t.Output(),
 		Prefix: "mwt-", Transient: true, Timeout: 3 * time.Minute,
+		BeforeAgents: func(ctx context.Context, l *lab.Lab) error {
+			for _, do := range beforeAgents {
+				if err := do(ctx, l); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
 	})
 	if err != nil {
 		t.Fatal(err)

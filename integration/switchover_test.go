@@ -231,7 +231,7 @@ func TestLabIdleConnections(t *testing.T) {
 }
 
 // lost is a report's word for at least one call.
-var lost = regexp.MustCompile(`[1-9][0-9]* of 20 established calls were lost`)
+const lost = `[1-9][0-9]* of 20 established calls were lost`
 
 // TestLabNegativeControls: without any one of what switching rests on, the demo
 // loses calls and says so with its exit status.
@@ -239,17 +239,27 @@ func TestLabNegativeControls(t *testing.T) {
 	need(t)
 	for name := range drill.Sabotages {
 		t.Run(name, func(t *testing.T) {
+			kinds := []string{"tcp"}
+			if name == "tee" {
+				kinds = append(kinds, "tcp6", "udp", "udp6") // the one on which every kind rests alike
+			}
 			out := t.TempDir()
 			cmd := exec.CommandContext(t.Context(), filepath.Join(programs(), "medway-lab"), "--dir", "/run/medway-test",
-				"demo", "--prefix", "mwt-", "--calls", "20", "--out", out, "--sabotage", name)
+				"demo", "--prefix", "mwt-", "--calls", "20", "--out", out, "--sabotage", name, "--traffic", strings.Join(kinds, ","))
 			text, err := cmd.CombinedOutput()
 			t.Logf("%s", text)
 			var exit *exec.ExitError
 			if !errors.As(err, &exit) || exit.ExitCode() != 1 {
 				t.Fatalf("the demo ended with %v, expected exit status 1", err)
 			}
-			if !lost.Match(text) {
-				t.Errorf("the demo failed, but not for lost calls")
+			for _, kind := range kinds {
+				what := lost
+				if len(kinds) > 1 {
+					what = kind + ": " + lost
+				}
+				if !regexp.MustCompile(what).Match(text) {
+					t.Errorf("the demo failed, but not for lost calls over %s", kind)
+				}
 			}
 		})
 	}

@@ -116,7 +116,11 @@ func (c *Calls) count(since time.Time) (Count, error) {
 // answered waits until every call has had an answer since a moment, or is lost
 // for good: then it returns how they stand.
 func (c *Calls) answered(ctx context.Context, since time.Time) (Count, error) {
-	deadline := time.Now().Add(pause + answer + 10*time.Second)
+	deadline := since
+	if since.IsZero() {
+		deadline = time.Now()
+	}
+	deadline = deadline.Add(pause + answer + 10*time.Second)
 	for {
 		n, err := c.count(since)
 		if err != nil || n.Total() == c.want || c.ended() || time.Now().After(deadline) {

@@ -35,6 +35,8 @@ type Options struct {
 	Sabotage string
 	// Before is called when the calls are up, before the first switch.
 	Before func(context.Context) error
+	// After is called after each switch, when all calls have been asked again.
+	After func(context.Context, Switch) error
 }
 
 // newCallsPerSwitch is how many calls of each kind are made to see where new ones land.
@@ -511,6 +513,11 @@ func (d *drill) change(ctx context.Context, s *Switch) error {
 		}
 		s.Calls[i].Alive, d.report.Kinds[i].Final = alive, alive
 		d.say("%scalls: %s, %d silent, %d strayed", d.report.of(i), alive, alive.Silent, alive.Strayed)
+	}
+	if d.After != nil {
+		if err := d.After(ctx, *s); err != nil {
+			return err
+		}
 	}
 	var all errgroup.Group
 	for i, t := range d.Traffic {
