@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/goccy/go-yaml"
-	"go.uber.org/zap"
 
 	"github.com/medway-lb/medway/agent/internal/bgp"
 	"github.com/medway-lb/medway/pkg/plan"
@@ -40,6 +39,7 @@ type Config struct {
 // Addresses are where other nodes and backends reach the host.
 type Addresses struct {
 	IPv4 netip.Addr `yaml:"ipv4"`
+	IPv6 netip.Addr `yaml:"ipv6"`
 }
 
 // Etcd says how to reach etcd. TLS is required unless Insecure says otherwise.
@@ -52,25 +52,36 @@ type Etcd struct {
 	Key      string `yaml:"key"`
 }
 
-// BGP configures the speaker.
+// BGP configures the speaker. docs/routers.md says what the routers need.
 type BGP struct {
-	AS        uint32     `yaml:"as"`
+	AS uint32 `yaml:"as"`
+	// RouterID is the BGP identifier. Default addresses.ipv4.
 	RouterID  netip.Addr `yaml:"router_id"`
 	Neighbors []Neighbor `yaml:"neighbors"`
 }
 
-// Neighbor is a router.
+// Neighbor is a router. One of our own AS is spoken to by iBGP, another by
+// eBGP. Routes of both families go over one session, whatever its own family.
 type Neighbor struct {
-	Address  netip.Addr    `yaml:"address"`
-	AS       uint32        `yaml:"as"`
-	HoldTime time.Duration `yaml:"hold_time"`
-	// PasswordFile holds the TCP MD5 password.
+	Address netip.Addr `yaml:"address"`
+	AS      uint32     `yaml:"as"`
+	// HoldTime and Keepalive in whole seconds. Default 9s, and a third of
+	// hold_time.
+	HoldTime  time.Duration `yaml:"hold_time"`
+	Keepalive time.Duration `yaml:"keepalive"`
+	// PasswordFile holds the TCP MD5 password (RFC 2385).
 	PasswordFile string `yaml:"password_file"`
-	TTLSecurity  bool   `yaml:"ttl_security"`
-	BFD          *BFD   `yaml:"bfd"`
+	// TTLSecurity is GTSM (RFC 5082), for a router that is directly connected.
+	TTLSecurity bool `yaml:"ttl_security"`
+	// Multihop is the TTL towards an eBGP router that isn't. Default 1.
+	Multihop uint8 `yaml:"multihop"`
+	BFD      *BFD  `yaml:"bfd"`
 	// GracefulRestart is how long the router is asked to keep routes while the
 	// agent restarts. Default 120s; 0s is off.
 	GracefulRestart *time.Duration `yaml:"graceful_restart"`
+	// MaxPrefixes is how many routes of a family the router may send, all of
+	// which are refused, before its session is closed. Default 2000000.
+	MaxPrefixes uint32 `yaml:"max_prefixes"`
 }
 
 // BFD configures a BFD session with a neighbour.
@@ -130,8 +141,8 @@ func (c Config) Validate() error {
 	if len(c.BGP.Neighbors) == 0 {
 		wrong("bgp.neighbors", "", "at least one router")
 	}
-	if _, err := bgp.New(c.speaker(nil), zap.NewNop()); err != nil {
-		errs = append(errs, fmt.Errorf("field bgp: %w", err))
+	for _, fault := range c.speaker(nil).Faults() {
+		errs = append(errs, fmt.Errorf("field bgp.%w", fault))
 	}
 	return errors.Join(errs...)
 }
@@ -184,11 +195,12 @@ func (e Etcd) tls() (*tls.Config, error) {
 
 // speaker is the configuration of the BGP speaker; passwords by neighbour.
 func (c Config) speaker(passwords map[netip.Addr]string) bgp.Config {
-	out := bgp.Config{AS: c.BGP.AS, RouterID: c.BGP.RouterID, LocalAddress: c.Addresses.IPv4}
+	out := bgp.Config{AS: c.BGP.AS, RouterID: c.BGP.RouterID, LocalAddress: c.Addresses.IPv4, LocalAddress6: c.Addresses.IPv6}
 	for _, n := range c.BGP.Neighbors {
 		neighbor := bgp.Neighbor{
-			Address: n.Address, AS: n.AS, HoldTime: n.holdTime(), TTLSecurity: n.TTLSecurity,
-			Password: passwords[n.Address], GracefulRestart: n.gracefulRestart(),
+			Address: n.Address, AS: n.AS, HoldTime: n.holdTime(), Keepalive: n.Keepalive,
+			Password: passwords[n.Address], TTLSecurity: n.TTLSecurity, Multihop: n.Multihop,
+			GracefulRestart: n.gracefulRestart(), MaxPrefixes: n.MaxPrefixes,
 		}
 		if n.BFD != nil {
 			neighbor.BFD = &bgp.BFD{Interval: n.BFD.Interval, Multiplier: n.BFD.Multiplier}
@@ -232,9 +244,11 @@ func (b BGP) passwords() (map[netip.Addr]string, error) {
 		}
 		text, err := os.ReadFile(n.PasswordFile)
 		if err != nil {
-			return nil, fmt.Errorf("field bgp.neighbors: password_file: %w", err)
+			return nil, fmt.Errorf("field bgp.neighbors[%s].password_file: %w", n.Address, err)
 		}
-		out[n.Address] = strings.TrimSpace(string(text))
+		if out[n.Address] = strings.TrimSpace(string(text)); out[n.Address] == "" {
+			return nil, fmt.Errorf("field bgp.neighbors[%s].password_file: value %q: expected a file with a password", n.Address, n.PasswordFile)
+		}
 	}
 	return out, nil
 }

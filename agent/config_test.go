@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/medway-lb/medway/agent/internal/bgp"
 )
 
 // goodConfig is the file of CONFIG.md, without what does not exist yet.
@@ -130,17 +132,20 @@ func TestBadConfigSaysWhereAndWhat(t *testing.T) {
 		{"lease too long", "lease_ttl: 7s", "lease_ttl: 10m1s", []string{"field lease_ttl", `"10m1s"`, "1s to 10m"}},
 		{"empty state_dir", "state_dir: /var/tmp/medway", `state_dir: ""`, []string{"field state_dir", "a directory"}},
 
-		{"no AS", "  as: 65001\n", "", []string{"field bgp", "AS is missing"}},
-		{"no router id", "  router_id: 10.1.0.11\n", "", []string{"field bgp", "router id"}},
-		{"IPv6 router id", "router_id: 10.1.0.11", `router_id: "::1"`, []string{"field bgp", "router id ::1"}},
-		{"the same neighbour twice", "address: 10.1.0.2", "address: 10.1.0.1", []string{"field bgp", "10.1.0.1 is there twice"}},
-		{"neighbour without an address", "{address: 10.1.0.2, ", "{", []string{"field bgp", "not an address"}},
-		{"neighbour without an AS", "as: 65002, ", "", []string{"field bgp", "10.1.0.2", "AS is missing"}},
-		{"hold time too short", "hold_time: 30s", "hold_time: 2s", []string{"field bgp", "10.1.0.2", "hold time 2s"}},
-		{"hold time in parts of seconds", "hold_time: 30s", "hold_time: 30500ms", []string{"field bgp", "hold time 30.5s"}},
-		{"graceful restart too long", "graceful_restart: 0s", "graceful_restart: 4096s", []string{"field bgp", "graceful restart time 1h8m16s"}},
-		{"BFD too fast", "interval: 150ms", "interval: 9ms", []string{"field bgp", "10.1.0.1", "BFD interval 9ms"}},
-		{"BFD without a multiplier", ", multiplier: 3", "", []string{"field bgp", "multiplier 0"}},
+		{"no AS", "  as: 65001\n", "", []string{"field bgp.as", `"0"`, "1 to 4294967295"}},
+		{"IPv6 router id", "router_id: 10.1.0.11", `router_id: "::1"`, []string{"field bgp.router_id", `"::1"`, "an IPv4 address"}},
+		{"the same neighbour twice", "address: 10.1.0.2", "address: 10.1.0.1", []string{"field bgp.neighbors[10.1.0.1].address", "twice"}},
+		{"neighbour without an address", "{address: 10.1.0.2, ", "{", []string{"field bgp.neighbors[1].address", `""`, "unicast address"}},
+		{"IPv6 neighbour without an IPv6 address", "address: 10.1.0.2", `address: "2001:db8::2"`, []string{"field bgp.neighbors[2001:db8::2].address", "addresses.ipv6 is not set"}},
+		{"neighbour without an AS", "as: 65002, ", "", []string{"field bgp.neighbors[10.1.0.2].as", `"0"`}},
+		{"hold time too short", "hold_time: 30s", "hold_time: 2s", []string{"field bgp.neighbors[10.1.0.2].hold_time", `"2s"`, "3s to 65535s"}},
+		{"hold time in parts of seconds", "hold_time: 30s", "hold_time: 30500ms", []string{"hold_time", `"30.5s"`, "whole seconds"}},
+		{"keepalive too long", "hold_time: 30s", "hold_time: 30s, keepalive: 30s", []string{"field bgp.neighbors[10.1.0.2].keepalive", `"30s"`}},
+		{"graceful restart too long", "graceful_restart: 0s", "graceful_restart: 4096s", []string{"field bgp.neighbors[10.1.0.2].graceful_restart", `"1h8m16s"`}},
+		{"multihop with TTL security", "hold_time: 30s", "multihop: 2, ttl_security: true", []string{"field bgp.neighbors[10.1.0.2].multihop", "ttl_security"}},
+		{"multihop of our own AS", "ttl_security: true", "multihop: 2", []string{"field bgp.neighbors[10.1.0.1].multihop", "our own AS"}},
+		{"BFD too fast", "interval: 150ms", "interval: 9ms", []string{"field bgp.neighbors[10.1.0.1].bfd.interval", `"9ms"`}},
+		{"BFD without a multiplier", ", multiplier: 3", "", []string{"field bgp.neighbors[10.1.0.1].bfd.multiplier", `"0"`}},
 		{"BFD multiplier too large", "multiplier: 3", "multiplier: 256", []string{"[15:"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -168,7 +173,7 @@ func TestAllThatIsWrongIsSaidAtOnce(t *testing.T) {
 			t.Errorf("%s: accepted", name)
 			continue
 		}
-		for _, field := range []string{"node", "site", "group", "addresses.ipv4", "uplink", "etcd.endpoints", "bgp"} {
+		for _, field := range []string{"node", "site", "group", "addresses.ipv4", "uplink", "etcd.endpoints", "bgp.as", "bgp.router_id", "bgp.neighbors"} {
 			if !strings.Contains(err.Error(), "field "+field+":") {
 				t.Errorf("%s: field %s is not in %q", name, field, err)
 			}
@@ -187,6 +192,25 @@ func TestPlainEndpointsNeedAWord(t *testing.T) {
 	}
 }
 
+// TestEveryFieldOfANeighbourArrives at the speaker, with the default for the
+// router id.
+func TestEveryFieldOfANeighbourArrives(t *testing.T) {
+	c, _, err := load(t, strings.NewReplacer("  router_id: 10.1.0.11\n", "", "hold_time: 30s",
+		"hold_time: 30s, keepalive: 5s, multihop: 3, max_prefixes: 9, password_file: x").Replace(goodConfig))
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := netip.MustParseAddr("10.1.0.2")
+	got := c.speaker(map[netip.Addr]string{address: "secret"}).Neighbors[1]
+	want := bgp.Neighbor{
+		Address: address, AS: 65002, HoldTime: 30 * time.Second, Keepalive: 5 * time.Second, Password: "secret",
+		Multihop: 3, MaxPrefixes: 9,
+	}
+	if got != want {
+		t.Errorf("%+v, expected %+v", got, want)
+	}
+}
+
 func TestMissingFilesAreNamed(t *testing.T) {
 	if _, err := LoadConfig("/nowhere/agent.yaml"); err == nil || !strings.Contains(err.Error(), "/nowhere/agent.yaml") {
 		t.Errorf("%v", err)
@@ -197,8 +221,17 @@ func TestMissingFilesAreNamed(t *testing.T) {
 	if _, err := (Etcd{Cert: "/nowhere/c", Key: "/nowhere/k"}).tls(); err == nil || !strings.Contains(err.Error(), "field etcd.cert: open /nowhere/c") {
 		t.Errorf("%v", err)
 	}
-	bgp := BGP{Neighbors: []Neighbor{{PasswordFile: "/nowhere/secret"}}}
-	if _, err := bgp.passwords(); err == nil || !strings.Contains(err.Error(), "password_file: open /nowhere/secret") {
-		t.Errorf("%v", err)
+	empty := filepath.Join(t.TempDir(), "empty")
+	if err := os.WriteFile(empty, []byte(" \n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for file, want := range map[string]string{
+		"/nowhere/secret": "field bgp.neighbors[10.1.0.1].password_file: open /nowhere/secret",
+		empty:             "expected a file with a password",
+	} {
+		b := BGP{Neighbors: []Neighbor{{Address: netip.MustParseAddr("10.1.0.1"), PasswordFile: file}}}
+		if _, err := b.passwords(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v", err)
+		}
 	}
 }
