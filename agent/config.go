@@ -14,8 +14,6 @@ import (
 	"time"
 	"unicode"
 
-	"go.uber.org/zap"
-
 	"github.com/medway-lb/medway/agent/internal/bgp"
 	"github.com/medway-lb/medway/pkg/plan"
 	"github.com/medway-lb/medway/pkg/state"
@@ -43,6 +41,7 @@ type Config struct {
 // Addresses are where other nodes and backends reach the host.
 type Addresses struct {
 	IPv4 netip.Addr `yaml:"ipv4"`
+	IPv6 netip.Addr `yaml:"ipv6"`
 }
 
 // Etcd says how to reach etcd. TLS is required unless Insecure says otherwise.
@@ -55,25 +54,36 @@ type Etcd struct {
 	Key      string `yaml:"key"`
 }
 
-// BGP configures the speaker.
+// BGP configures the speaker. docs/routers.md says what the routers need.
 type BGP struct {
-	AS        uint32     `yaml:"as"`
+	AS uint32 `yaml:"as"`
+	// RouterID is the BGP identifier. Default addresses.ipv4.
 	RouterID  netip.Addr `yaml:"router_id"`
 	Neighbors []Neighbor `yaml:"neighbors"`
 }
 
-// Neighbor is a router.
+// Neighbor is a router. One of our own AS is spoken to by iBGP, another by
+// eBGP. Routes of both families go over one session, whatever its own family.
 type Neighbor struct {
-	Address  netip.Addr    `yaml:"address"`
-	AS       uint32        `yaml:"as"`
-	HoldTime time.Duration `yaml:"hold_time"`
-	// PasswordFile holds the TCP MD5 password.
+	Address netip.Addr `yaml:"address"`
+	AS      uint32     `yaml:"as"`
+	// HoldTime and Keepalive in whole seconds. Default 9s, and a third of
+	// hold_time.
+	HoldTime  time.Duration `yaml:"hold_time"`
+	Keepalive time.Duration `yaml:"keepalive"`
+	// PasswordFile holds the TCP MD5 password (RFC 2385).
 	PasswordFile string `yaml:"password_file"`
-	TTLSecurity  bool   `yaml:"ttl_security"`
-	BFD          *BFD   `yaml:"bfd"`
+	// TTLSecurity is GTSM (RFC 5082), for a router that is directly connected.
+	TTLSecurity bool `yaml:"ttl_security"`
+	// Multihop is the TTL towards an eBGP router that isn't. Default 1.
+	Multihop uint8 `yaml:"multihop"`
+	BFD      *BFD  `yaml:"bfd"`
 	// GracefulRestart is how long the router is asked to keep routes while the
 	// agent restarts. Default 120s; 0s is off.
 	GracefulRestart *time.Duration `yaml:"graceful_restart"`
+	// MaxPrefixes is how many routes of a family the router may send, all of
+	// which are refused, before its session is closed. Default 2000000.
+	MaxPrefixes uint32 `yaml:"max_prefixes"`
 }
 
 // BFD configures a BFD session with a neighbour.
@@ -151,22 +161,11 @@ func validDevice(name string) bool {
 		!strings.ContainsFunc(name, unicode.IsSpace) && state.Line(name) == name
 }
 
-// checkSpeaker finds the field to each fault that BGP's own checks find.
+// checkSpeaker makes BGP's own checks.
 func (c Config) checkSpeaker() []error {
-	_, err := bgp.New(c.speaker(nil), zap.NewNop())
 	var errs []error
-	for _, line := range strings.Split(fmt.Sprint(err), "\n") {
-		if err == nil {
-			break
-		}
-		text := strings.TrimPrefix(line, "bgp: ")
-		field := "bgp"
-		for i, n := range c.BGP.Neighbors {
-			if strings.HasPrefix(text, fmt.Sprintf("neighbour %v", n.Address)) {
-				field = fmt.Sprintf("bgp.neighbors[%d]", i)
-			}
-		}
-		errs = append(errs, state.FieldError{Field: field, Found: text})
+	for _, f := range c.speaker(nil).Faults() {
+		errs = append(errs, state.FieldError{Field: "bgp." + f.Field, Found: "value " + state.Quote(f.Value), Expected: f.Expected})
 	}
 	return errs
 }
@@ -272,11 +271,12 @@ func (e Etcd) tls() (*tls.Config, error) {
 
 // speaker is the configuration of the BGP speaker; passwords by neighbour.
 func (c Config) speaker(passwords map[netip.Addr]string) bgp.Config {
-	out := bgp.Config{AS: c.BGP.AS, RouterID: c.BGP.RouterID, LocalAddress: c.Addresses.IPv4}
+	out := bgp.Config{AS: c.BGP.AS, RouterID: c.BGP.RouterID, LocalAddress: c.Addresses.IPv4, LocalAddress6: c.Addresses.IPv6}
 	for _, n := range c.BGP.Neighbors {
 		neighbor := bgp.Neighbor{
-			Address: n.Address, AS: n.AS, HoldTime: n.holdTime(), TTLSecurity: n.TTLSecurity,
-			Password: passwords[n.Address], GracefulRestart: n.gracefulRestart(),
+			Address: n.Address, AS: n.AS, HoldTime: n.holdTime(), Keepalive: n.Keepalive,
+			Password: passwords[n.Address], TTLSecurity: n.TTLSecurity, Multihop: n.Multihop,
+			GracefulRestart: n.gracefulRestart(), MaxPrefixes: n.MaxPrefixes,
 		}
 		if n.BFD != nil {
 			neighbor.BFD = &bgp.BFD{Interval: n.BFD.Interval, Multiplier: n.BFD.Multiplier}

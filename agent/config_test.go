@@ -17,6 +17,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/medway-lb/medway/agent/internal/bgp"
 	"github.com/medway-lb/medway/pkg/state"
 )
 
@@ -149,18 +150,21 @@ func TestBadConfigSaysWhereAndWhat(t *testing.T) {
 		{"a relative state_dir", "state_dir: /var/tmp/medway", "state_dir: medway", []string{":18:1: field state_dir", `"medway"`, "absolute path"}},
 		{"empty state_dir", "state_dir: /var/tmp/medway", `state_dir: ""`, []string{"field state_dir", "absolute path of a directory"}},
 
-		{"no AS", "  as: 65001\n", "", []string{"field bgp", "AS is missing"}},
-		{"no router id", "  router_id: 10.1.0.11\n", "", []string{"field bgp", "router id"}},
-		{"IPv6 router id", "router_id: 10.1.0.11", `router_id: "::1"`, []string{"field bgp", "router id ::1"}},
-		{"the same neighbour twice", "address: 10.1.0.2", "address: 10.1.0.1", []string{"field bgp.neighbors[1]", "10.1.0.1 is there twice"}},
-		{"neighbour without an address", "{address: 10.1.0.2, ", "{", []string{"field bgp", "not an address"}},
-		{"neighbour without an AS", "as: 65002, ", "", []string{":16:8: field bgp.neighbors[1]", "10.1.0.2", "AS is missing"}},
-		{"hold time too short", "hold_time: 30s", "hold_time: 2s", []string{":16:8: field bgp.neighbors[1]", "10.1.0.2", "hold time 2s"}},
-		{"hold time in parts of seconds", "hold_time: 30s", "hold_time: 30500ms", []string{"field bgp", "hold time 30.5s"}},
-		{"graceful restart too long", "graceful_restart: 0s", "graceful_restart: 4096s", []string{"field bgp", "graceful restart time 1h8m16s"}},
-		{"BFD too fast", "interval: 150ms", "interval: 9ms", []string{"field bgp", "10.1.0.1", "BFD interval 9ms"}},
-		{"BFD without a multiplier", ", multiplier: 3", "", []string{"field bgp", "multiplier 0"}},
-		{"BFD multiplier too large", "multiplier: 3", "multiplier: 256", []string{":15:"}},
+		{"no AS", "  as: 65001\n", "", []string{"field bgp.as", `"0"`, "1 to 4294967295"}},
+		{"IPv6 router id", "router_id: 10.1.0.11", `router_id: "::1"`, []string{"field bgp.router_id", `"::1"`, "an IPv4 address"}},
+		{"the same neighbour twice", "address: 10.1.0.2", "address: 10.1.0.1", []string{"field bgp.neighbors[1].address", "twice"}},
+		{"neighbour without an address", "{address: 10.1.0.2, ", "{", []string{"field bgp.neighbors[1].address", `""`, "unicast address"}},
+		{"IPv6 neighbour without an IPv6 address", "address: 10.1.0.2", `address: "2001:db8::2"`, []string{"field bgp.neighbors[1].address", "addresses.ipv6 is not set"}},
+		{"neighbour without an AS", "as: 65002, ", "", []string{"field bgp.neighbors[1].as", `"0"`}},
+		{"hold time too short", "hold_time: 30s", "hold_time: 2s", []string{"field bgp.neighbors[1].hold_time", `"2s"`, "3s to 65535s"}},
+		{"hold time in parts of seconds", "hold_time: 30s", "hold_time: 30500ms", []string{"hold_time", `"30.5s"`, "whole seconds"}},
+		{"keepalive too long", "hold_time: 30s", "hold_time: 30s, keepalive: 30s", []string{"field bgp.neighbors[1].keepalive", `"30s"`}},
+		{"graceful restart too long", "graceful_restart: 0s", "graceful_restart: 4096s", []string{"field bgp.neighbors[1].graceful_restart", `"1h8m16s"`}},
+		{"multihop with TTL security", "hold_time: 30s", "multihop: 2, ttl_security: true", []string{"field bgp.neighbors[1].multihop", "ttl_security"}},
+		{"multihop of our own AS", "ttl_security: true", "multihop: 2", []string{"field bgp.neighbors[0].multihop", "our own AS"}},
+		{"BFD too fast", "interval: 150ms", "interval: 9ms", []string{"field bgp.neighbors[0].bfd.interval", `"9ms"`}},
+		{"BFD without a multiplier", ", multiplier: 3", "", []string{"field bgp.neighbors[0].bfd.multiplier", `"0"`}},
+		{"BFD multiplier too large", "multiplier: 3", "multiplier: 256", []string{":15:122: field bgp.neighbors[0].bfd.multiplier"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			if !strings.Contains(goodConfig, test.old) {
@@ -187,7 +191,7 @@ func TestAllThatIsWrongIsSaidAtOnce(t *testing.T) {
 			t.Errorf("%s: accepted", name)
 			continue
 		}
-		for _, field := range []string{"node", "site", "group", "addresses.ipv4", "uplink", "etcd.endpoints", "bgp"} {
+		for _, field := range []string{"node", "site", "group", "addresses.ipv4", "uplink", "etcd.endpoints", "bgp.as", "bgp.router_id", "bgp.neighbors"} {
 			if !strings.Contains(err.Error(), "field "+field+":") {
 				t.Errorf("%s: field %s is not in %q", name, field, err)
 			}
@@ -203,6 +207,25 @@ func TestPlainEndpointsNeedAWord(t *testing.T) {
 	}
 	if tls, err := c.Etcd.tls(); tls != nil || err != nil {
 		t.Errorf("TLS %v, %v, expected none", tls, err)
+	}
+}
+
+// TestEveryFieldOfANeighbourArrives at the speaker, with the default for the
+// router id.
+func TestEveryFieldOfANeighbourArrives(t *testing.T) {
+	c, _, err := load(t, strings.NewReplacer("  router_id: 10.1.0.11\n", "", "hold_time: 30s",
+		"hold_time: 30s, keepalive: 5s, multihop: 3, max_prefixes: 9, password_file: x").Replace(goodConfig))
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := netip.MustParseAddr("10.1.0.2")
+	got := c.speaker(map[netip.Addr]string{address: "secret"}).Neighbors[1]
+	want := bgp.Neighbor{
+		Address: address, AS: 65002, HoldTime: 30 * time.Second, Keepalive: 5 * time.Second, Password: "secret",
+		Multihop: 3, MaxPrefixes: 9,
+	}
+	if got != want {
+		t.Errorf("%+v, expected %+v", got, want)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"os/exec"
 	"testing"
@@ -168,6 +169,16 @@ func (s *speaker) flushed() bool {
 		}
 	}
 	return true
+}
+
+// many are n routes with one MED.
+func many(n int, med uint32) []plan.Announcement {
+	var out []plan.Announcement
+	for i := range n {
+		a := netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)})
+		out = append(out, plan.Announcement{Prefix: netip.PrefixFrom(a, 32), MED: med})
+	}
+	return out
 }
 
 type lineLogger struct {

@@ -1,6 +1,7 @@
 package bgp
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"os"
@@ -102,7 +103,9 @@ func newLab(t *testing.T, routers ...*router) *lab {
 		run(t, fmt.Sprintf("%saddr add 10.77.0.%d/24 dev eth0", in, 10+r.i))
 		run(t, fmt.Sprintf("%s-6 addr add fd77::%d/64 dev eth0 nodad", in, 10+r.i))
 		run(t, in+"link set eth0 up")
-		r.start()
+		if !r.ip.IsValid() {
+			r.start()
+		}
 		l.routers = append(l.routers, r)
 	}
 	return l
@@ -117,13 +120,13 @@ func (l *lab) addNamespace(ns string) {
 // config is the speaker's configuration for the lab: AS 65000, hold time 9 s.
 func (l *lab) config() Config {
 	c := Config{
-		AS:           65000,
-		RouterID:     netip.MustParseAddr("10.77.0.2"),
-		LocalAddress: netip.MustParseAddr("10.77.0.2"),
+		AS:            65000,
+		LocalAddress:  netip.MustParseAddr("10.77.0.2"),
+		LocalAddress6: netip.MustParseAddr("fd77::2"),
 	}
 	for _, r := range l.routers {
 		n := Neighbor{
-			Address:         netip.AddrFrom4([4]byte{10, 77, 0, byte(10 + r.i)}),
+			Address:         r.address(),
 			AS:              r.as,
 			HoldTime:        9 * time.Second,
 			GracefulRestart: r.graceful,
@@ -143,6 +146,11 @@ type router struct {
 	password string
 	ttl      bool
 	bfd      *BFD
+	six      bool       // the session runs over IPv6
+	extra    string     // more lines for the session
+	ip       netip.Addr // of the session; the zero value: that on the segment
+	flood    int        // routes that it sends us
+	host     string     // the speaker's AS; "" is 65000
 
 	t   *testing.T
 	i   int
@@ -151,14 +159,34 @@ type router struct {
 	cmd *exec.Cmd
 }
 
+func (r *router) address() netip.Addr {
+	if r.ip.IsValid() {
+		return r.ip
+	}
+	if r.six {
+		return netip.MustParseAddr(fmt.Sprintf("fd77::%d", 10+r.i))
+	}
+	return netip.AddrFrom4([4]byte{10, 77, 0, byte(10 + r.i)})
+}
+
 func (r *router) config() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "router id 10.77.0.%d;\nprotocol device {}\nprotocol bfd {}\n", 10+r.i)
+	fmt.Fprintf(&b, "log stderr { warning, error, fatal, bug, auth, remote, trace };\nrouter id 10.77.0.%d;\nprotocol device {}\nprotocol bfd {}\n", 10+r.i)
 	// A route for the speaker to refuse.
-	b.WriteString("protocol static { ipv4; route 203.0.113.0/24 blackhole; }\n")
-	fmt.Fprintf(&b, "protocol bgp lvs {\n local 10.77.0.%d as %d;\n", 10+r.i, r.as)
-	b.WriteString(" neighbor 10.77.0.2 as 65000;\n passive on;\n direct;\n hold time 9;\n")
-	b.WriteString(" ipv4 { import all; export all; };\n ipv6 { import all; export none; };\n")
+	b.WriteString("protocol static { ipv4; route 203.0.113.0/24 blackhole;\n")
+	for i := range r.flood {
+		fmt.Fprintf(&b, "route 100.%d.%d.%d/32 blackhole;\n", 64+i>>16, i>>8&255, i&255)
+	}
+	host := "10.77.0.2"
+	if r.six {
+		host = "fd77::2"
+	}
+	fmt.Fprintf(&b, "}\nprotocol bgp lvs {\n local %s as %d;\n", r.address(), r.as)
+	fmt.Fprintf(&b, " neighbor %s as %s;\n passive on;\n hold time 9;\n", host, cmp.Or(r.host, "65000"))
+	b.WriteString(" ipv4 { import all; export all; };\n ipv6 { import all; export none; };\n" + r.extra)
+	if !strings.Contains(r.extra, "multihop") {
+		b.WriteString(" direct;\n")
+	}
 	if r.graceful > 0 {
 		b.WriteString(" graceful restart on;\n")
 	} else {

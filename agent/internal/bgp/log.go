@@ -18,11 +18,13 @@ import (
 // write, at debug level. If a later version words this differently, sessions
 // stay pending for ever, which is the safe side, and the tests fail.
 const (
-	recordSent      = "sent update"           // sendMessageloop, after conn.Write
-	recordUp        = "Peer Up"               // before the first message of a session is sent
-	recordDial      = "failed to connect"     // connectLoop
-	recordNotifySnt = "sent notification"     // sendNotification
-	recordNotifyRcv = "received notification" // recvMessageloop
+	recordSent      = "sent update"                     // sendMessageloop, after conn.Write
+	recordReceived  = "received update"                 // handleUpdate
+	recordUp        = "Peer Up"                         // before the first message of a session is sent
+	recordDial      = "failed to connect"               // connectLoop
+	recordOpened    = "outgoing connection established" // after our OPEN was written
+	recordNotifySnt = "sent notification"               // sendNotification
+	recordNotifyRcv = "received notification"           // recvMessageloop
 	recordOpenFail  = "outgoing connection IO error"
 )
 
@@ -34,15 +36,19 @@ type logHandler struct {
 	sent  func(netip.Addr, update)
 	up    func(netip.Addr)
 	fault func(netip.Addr, string)
+	open  func(netip.Addr)
+	heard func(netip.Addr, int)
 	quiet *atomic.Bool
 }
 
 func newLogHandler(log *zap.Logger, s *Speaker) *logHandler {
 	return &logHandler{
-		zap:   zapslog.NewHandler(log.Core(), zapslog.WithName("gobgp")),
+		zap:   zapslog.NewHandler(log.Core(), zapslog.WithName(log.Named("gobgp").Name())),
 		sent:  s.onSent,
 		up:    s.onUp,
 		fault: s.onFault,
+		open:  s.onOpen,
+		heard: s.onHeard,
 		quiet: &s.stopping,
 	}
 }
@@ -64,31 +70,40 @@ func (h *logHandler) Handle(ctx context.Context, r slog.Record) error {
 func (h *logHandler) read(r slog.Record) {
 	switch r.Message {
 	case recordSent:
-		var nlri, withdrawn []bgp.PathNLRI
-		var attrs []bgp.PathAttributeInterface
-		r.Attrs(func(a slog.Attr) bool {
-			switch a.Key {
-			case "nlri":
-				nlri, _ = a.Value.Any().([]bgp.PathNLRI)
-			case "withdrawals":
-				withdrawn, _ = a.Value.Any().([]bgp.PathNLRI)
-			case "attributes":
-				attrs, _ = a.Value.Any().([]bgp.PathAttributeInterface)
-			}
-			return true
-		})
-		h.sent(h.peer, parseUpdate(nlri, withdrawn, attrs))
+		h.sent(h.peer, parseUpdate(updateOf(r, "attributes")))
+	case recordReceived:
+		if n := len(parseUpdate(updateOf(r, "path_attributes")).announced); n > 0 {
+			h.heard(h.peer, n)
+		}
 	case recordUp:
 		h.up(h.peer)
+	case recordOpened:
+		h.open(h.peer)
 	case recordDial:
 		h.fault(h.peer, attr(r, "Error"))
 	case recordOpenFail:
-		h.fault(h.peer, "the router closes the connection before its OPEN: "+attr(r, "reason"))
+		h.fault(h.peer, closedEarly)
 	case recordNotifySnt:
 		h.fault(h.peer, "we sent "+notification(r))
 	case recordNotifyRcv:
 		h.fault(h.peer, "the router sent "+notification(r))
 	}
+}
+
+// updateOf is the UPDATE message that a record tells of.
+func updateOf(r slog.Record, attributes string) (nlri, withdrawn []bgp.PathNLRI, attrs []bgp.PathAttributeInterface) {
+	r.Attrs(func(a slog.Attr) bool {
+		switch a.Key {
+		case "nlri":
+			nlri, _ = a.Value.Any().([]bgp.PathNLRI)
+		case "withdrawals":
+			withdrawn, _ = a.Value.Any().([]bgp.PathNLRI)
+		case attributes:
+			attrs, _ = a.Value.Any().([]bgp.PathAttributeInterface)
+		}
+		return true
+	})
+	return nlri, withdrawn, attrs
 }
 
 func (h *logHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
@@ -138,6 +153,10 @@ func notification(r slog.Record) string {
 		return true
 	})
 	s := "NOTIFICATION " + bgp.NewNotificationErrorCode(uint8(code), uint8(subcode)).String()
+	// RFC 6608: something else than an OPEN came in answer to ours.
+	if code == bgp.BGP_ERROR_FSM_ERROR && subcode == 1 {
+		text = "it answers our OPEN with something else, perhaps with a NOTIFICATION: see its log"
+	}
 	if text != "" {
 		s += fmt.Sprintf(" (%s)", text)
 	}

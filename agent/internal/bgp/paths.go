@@ -25,16 +25,13 @@ func (c Config) newRoutes(set []plan.Announcement) (routes, error) {
 		switch {
 		case !a.Prefix.IsValid() || a.Prefix != a.Prefix.Masked() || a.Prefix.Addr().Is4In6():
 			return nil, fmt.Errorf("bgp: %v is not a prefix without host bits", a.Prefix)
-		case a.Prefix.Addr().Is6() && !c.LocalAddress6.IsValid():
-			return nil, fmt.Errorf("bgp: %v: there is no local IPv6 address to be its next hop", a.Prefix)
+		case !c.nextHop(a.Prefix).IsValid():
+			return nil, fmt.Errorf("bgp: %v: this host has no address of its family to be the next hop", a.Prefix)
 		case a.Prepend < 0 || a.Prepend > maxPrepend:
 			return nil, fmt.Errorf("bgp: %v: prepend %d is not between 0 and %d", a.Prefix, a.Prepend, maxPrepend)
 		}
 		if _, twice := out[a.Prefix]; twice {
 			return nil, fmt.Errorf("bgp: %v is there twice", a.Prefix)
-		}
-		if c.anyInternal() {
-			a.Prepend = 0
 		}
 		a.Communities = canonical(a.Communities)
 		out[a.Prefix] = a
@@ -42,11 +39,21 @@ func (c Config) newRoutes(set []plan.Announcement) (routes, error) {
 	return out, nil
 }
 
-// anyInternal tells whether a neighbour is internal. Prepends are then left
-// out: a path with our own AS in it is a loop to an internal neighbour (RFC
-// 4271, 9.1.2), and GoBGP wouldn't even send it.
-func (c Config) anyInternal() bool {
-	return slices.ContainsFunc(c.Neighbors, func(n Neighbor) bool { return n.AS == c.AS })
+// nextHop is our address of a route's family, whatever the session runs over.
+func (c Config) nextHop(p netip.Prefix) netip.Addr {
+	if p.Addr().Is6() {
+		return c.LocalAddress6
+	}
+	return c.LocalAddress
+}
+
+// to is an announcement as a neighbour gets it: a path with our own AS in it
+// is a loop to an internal one (RFC 4271, 9.1.2).
+func (c Config) to(n Neighbor, a plan.Announcement) plan.Announcement {
+	if c.internal(n) {
+		a.Prepend = 0
+	}
+	return a
 }
 
 // canonical sorts communities, which are a set (RFC 1997).
@@ -89,32 +96,27 @@ func family(p netip.Prefix) bgp.Family {
 }
 
 // path converts an announcement to GoBGP's form. Every attribute is given:
-// GoBGP adds only our AS (external) or local preference 100 (internal).
+// GoBGP adds only our AS (external). Local preference, which never reaches an
+// external neighbour, tells the export policy how often to prepend.
 func (c Config) path(a plan.Announcement) (*apiutil.Path, error) {
 	nlri, err := bgp.NewIPAddrPrefix(a.Prefix)
 	if err != nil {
 		return nil, fmt.Errorf("bgp: %v: %w", a.Prefix, err)
 	}
+	var hop bgp.PathAttributeInterface
+	if family(a.Prefix) == bgp.RF_IPv6_UC {
+		hop, err = bgp.NewPathAttributeMpReachNLRI(bgp.RF_IPv6_UC, []bgp.PathNLRI{{NLRI: nlri}}, c.LocalAddress6)
+	} else {
+		hop, err = bgp.NewPathAttributeNextHop(c.LocalAddress)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("bgp: %v: %w", a.Prefix, err)
+	}
 	attrs := []bgp.PathAttributeInterface{
 		bgp.NewPathAttributeOrigin(bgp.BGP_ORIGIN_ATTR_TYPE_IGP),
+		hop,
 		bgp.NewPathAttributeMultiExitDisc(a.MED),
-	}
-	if family(a.Prefix) == bgp.RF_IPv6_UC {
-		reach, err := bgp.NewPathAttributeMpReachNLRI(bgp.RF_IPv6_UC, []bgp.PathNLRI{{NLRI: nlri}}, c.LocalAddress6)
-		if err != nil {
-			return nil, fmt.Errorf("bgp: %v: %w", a.Prefix, err)
-		}
-		attrs = append(attrs, reach)
-	} else {
-		hop, err := bgp.NewPathAttributeNextHop(c.LocalAddress)
-		if err != nil {
-			return nil, fmt.Errorf("bgp: %v: %w", a.Prefix, err)
-		}
-		attrs = append(attrs, hop)
-	}
-	if a.Prepend > 0 {
-		seq := bgp.NewAs4PathParam(bgp.BGP_ASPATH_ATTR_TYPE_SEQ, slices.Repeat([]uint32{c.AS}, a.Prepend))
-		attrs = append(attrs, bgp.NewPathAttributeAsPath([]bgp.AsPathParamInterface{seq}))
+		bgp.NewPathAttributeLocalPref(localPref + uint32(a.Prepend)),
 	}
 	if len(a.Communities) > 0 {
 		attrs = append(attrs, bgp.NewPathAttributeCommunities(slices.Clone(a.Communities)))

@@ -38,11 +38,18 @@ func (c Config) localAddress(n Neighbor) netip.Addr {
 }
 
 func (c Config) families() []bgp.Family {
-	if c.LocalAddress6.IsValid() {
-		return []bgp.Family{bgp.RF_IPv4_UC, bgp.RF_IPv6_UC}
+	var families []bgp.Family
+	if c.LocalAddress.IsValid() {
+		families = append(families, bgp.RF_IPv4_UC)
 	}
-	return []bgp.Family{bgp.RF_IPv4_UC}
+	if c.LocalAddress6.IsValid() {
+		families = append(families, bgp.RF_IPv6_UC)
+	}
+	return families
 }
+
+// internal tells whether a neighbour is of our own AS.
+func (c Config) internal(n Neighbor) bool { return n.AS == c.AS }
 
 // peer converts a neighbour to GoBGP's form.
 //
@@ -64,8 +71,9 @@ func (c Config) peer(n Neighbor, restarting bool) *api.Peer {
 			KeepaliveInterval:      uint64(n.Keepalive / time.Second),
 			IdleHoldTimeAfterReset: idleAfterResetSeconds,
 		}},
-		Transport:   &api.Transport{LocalAddress: c.localAddress(n).String()},
-		TtlSecurity: &api.TtlSecurity{Enabled: n.TTLSecurity},
+		Transport:    &api.Transport{LocalAddress: c.localAddress(n).String()},
+		TtlSecurity:  &api.TtlSecurity{Enabled: n.TTLSecurity}, // and nothing below 255 is accepted
+		EbgpMultihop: &api.EbgpMultihop{Enabled: n.Multihop > 0, MultihopTtl: uint32(n.Multihop)},
 		// NotificationEnabled (RFC 8538) stays off: it would keep the routes
 		// of a dead host.
 		GracefulRestart: &api.GracefulRestart{
@@ -79,6 +87,7 @@ func (c Config) peer(n Neighbor, restarting bool) *api.Peer {
 		p.AfiSafis = append(p.AfiSafis, &api.AfiSafi{
 			Config:            &api.AfiSafiConfig{Family: &api.Family{Afi: api.Family_Afi(f.Afi()), Safi: api.Family_Safi(f.Safi())}, Enabled: true},
 			MpGracefulRestart: &api.MpGracefulRestart{Config: &api.MpGracefulRestartConfig{Enabled: restart}},
+			PrefixLimits:      &api.PrefixLimit{MaxPrefixes: n.MaxPrefixes},
 		})
 	}
 	if n.BFD != nil {

@@ -1,13 +1,17 @@
 package bgp
 
 import (
+	"context"
+	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/osrg/gobgp/v4/api"
 	"github.com/osrg/gobgp/v4/pkg/apiutil"
 	"github.com/osrg/gobgp/v4/pkg/packet/bgp"
+	"github.com/osrg/gobgp/v4/pkg/server"
 	"go.uber.org/zap"
 )
 
@@ -44,7 +48,13 @@ type session struct {
 	// away is one line in the log and not one every 2 s.
 	noted  string
 	warned map[string]bool
-	conn   connection
+	// opened is when our OPEN was written to a connection on which nothing
+	// has come back yet; confirming tells that theirs has come.
+	opened     time.Time
+	confirming bool
+	// heard is how many routes the router has sent in this session.
+	heard int
+	conn  connection
 	// families are those that both sides speak in this session.
 	families []bgp.Family
 	// restart tells that graceful restart was negotiated. Then the router may
@@ -56,18 +66,18 @@ type session struct {
 }
 
 func (n *session) forget() {
-	n.wire, n.endOfRIB = routes{}, map[bgp.Family]bool{}
+	n.wire, n.endOfRIB, n.heard = routes{}, map[bgp.Family]bool{}, 0
 }
 
 // written tells whether all of want, and nothing else, is on the wire.
-func (n *session) written(want routes) bool {
+func (n *session) written(c Config, want routes) bool {
 	expected := 0
 	for p, a := range want {
 		if !slices.Contains(n.families, family(p)) {
 			continue
 		}
 		expected++
-		if w, ok := n.wire[p]; !ok || !equal(w, a) {
+		if w, ok := n.wire[p]; !ok || !equal(w, c.to(n.Neighbor, a)) {
 			return false
 		}
 	}
@@ -89,7 +99,7 @@ func (s *Speaker) Sessions() []Session {
 	out := make([]Session, 0, len(s.sessions))
 	for _, n := range s.sessions {
 		view := Session{Neighbor: n.Address, AS: n.AS, Established: n.established, Since: n.since, LastError: n.lastError}
-		view.Pending = n.established && !n.written(s.want)
+		view.Pending = n.established && !n.written(s.cfg, s.want)
 		if n.established && !view.Pending {
 			six := n.Address.Is6()
 			if queues[six] == nil {
@@ -133,6 +143,57 @@ func (s *Speaker) onSent(peer netip.Addr, u update) {
 	}
 }
 
+// closedEarly and refused are reasons that GoBGP has no words for.
+const (
+	closedEarly = "the router closes the connection before its OPEN: is this host's address one of its neighbours?"
+	refused     = "the router refuses our OPEN: see its log (AS numbers, address families)"
+	silent      = "the router accepts the connection, but sends no OPEN"
+)
+
+// silentAfter is how long a router may take for its OPEN before that is told.
+// GoBGP waits for 4 minutes (RFC 4271, 8.2.2) and says nothing.
+const silentAfter = 10 * time.Second
+
+func (s *Speaker) onOpen(peer netip.Addr) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := s.sessions[peer]
+	if n == nil {
+		return
+	}
+	at := time.Now()
+	n.opened = at
+	time.AfterFunc(silentAfter, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		reason := silent
+		if n.TTLSecurity {
+			reason += " (one without TTL security at its end looks the same)"
+		}
+		if n.opened.Equal(at) {
+			s.blame(n, reason)
+		}
+	})
+}
+
+// onHeard counts routes that a router sends. They are refused, but cost memory.
+func (s *Speaker) onHeard(peer netip.Addr, routes int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := s.sessions[peer]
+	if n == nil {
+		return
+	}
+	before := n.heard
+	n.heard += routes
+	for step := 1; step <= n.heard; step *= 100 {
+		if before < step {
+			s.log.Sugar().Warnf("BGP neighbour %s sends routes, %d so far: all are refused, but kept in memory; it should export nothing to this host", n, n.heard)
+			return
+		}
+	}
+}
+
 func (s *Speaker) onUp(peer netip.Addr) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -145,23 +206,39 @@ func (s *Speaker) onFault(peer netip.Addr, reason string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := s.sessions[peer]
-	if n == nil || s.stopping.Load() {
+	if n == nil {
+		return
+	}
+	if n.Password != "" && strings.Contains(reason, "i/o timeout") {
+		reason += " (a wrong MD5 password looks the same)"
+	}
+	s.blame(n, reason)
+}
+
+// blame records why a session ends, or can't be established. Caller holds s.mu.
+func (s *Speaker) blame(n *session, reason string) {
+	n.opened = time.Time{}
+	if s.stopping.Load() {
 		return
 	}
 	n.noted = reason
-	if n.established {
+	switch {
+	case n.established:
 		return // the session's end follows, and is logged
+	case reason == n.lastError && n.since.After(time.Now().Add(-time.Second)):
+		return // it was told already, as the reason of the session's end
+	case reason == closedEarly && n.lastError == refused:
+		return // a router that has refused an OPEN may take no connections for a while
 	}
 	n.lastError = reason
 	if !n.warned[reason] {
 		n.warned[reason] = true
-		s.log.Sugar().Warnf("BGP session with %s (AS %d) can't be established: %s", n.Address, n.AS, reason)
+		s.log.Warn("BGP session with " + n.String() + " can't be established: " + reason)
 	}
 }
 
-// onPeer takes a change of state from GoBGP and tells whether the peer has to
-// be replaced.
-func (s *Speaker) onPeer(ev *apiutil.WatchEventMessage_PeerEvent, at time.Time) (replace *session) {
+// onPeer takes a change of state from GoBGP and tells what to do about it.
+func (s *Speaker) onPeer(ev *apiutil.WatchEventMessage_PeerEvent, at time.Time) task {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := s.sessions[ev.Peer.State.NeighborAddress]
@@ -170,42 +247,69 @@ func (s *Speaker) onPeer(ev *apiutil.WatchEventMessage_PeerEvent, at time.Time) 
 	}
 	state := ev.Peer.State
 	if state.SessionState == bgp.BGP_FSM_ESTABLISHED {
-		n.established, n.since, n.noted = true, at, ""
+		n.established, n.since, n.noted, n.opened, n.confirming = true, at, "", time.Time{}, false
 		n.warned = map[string]bool{}
 		n.families, n.restart = s.cfg.negotiated(n.Neighbor, state.RemoteCap)
 		n.conn = newConnection(
 			netip.AddrPortFrom(s.cfg.localAddress(n.Neighbor), uint16(ev.Peer.Transport.LocalPort)),
 			netip.AddrPortFrom(n.Address, uint16(ev.Peer.Transport.RemotePort)))
-		s.log.Info("BGP session with "+n.String()+" established", zap.Bool("graceful_restart", n.restart))
+		s.log.Info("BGP session with "+n.String()+" established", zap.Stringers("families", n.families), zap.Bool("graceful_restart", n.restart))
 		s.notify()
-		return nil
+		return s.checkHoldTime(n.Neighbor)
 	}
+	if state.SessionState == bgp.BGP_FSM_OPENCONFIRM {
+		n.opened, n.noted = time.Time{}, ""
+	}
+	if n.confirming && state.SessionState == bgp.BGP_FSM_IDLE && n.noted == "" && !n.established {
+		s.blame(n, refused)
+	}
+	n.confirming = state.SessionState == bgp.BGP_FSM_OPENCONFIRM
 	if n.established {
 		n.established, n.since = false, at
-		n.lastError = lossReason(state, n.noted)
+		n.lastError = n.lossReason(state)
 		n.forget()
 		s.log.Warn("BGP session with " + n.String() + " lost: " + n.lastError)
 		s.notify()
 	}
 	// Deleting a peer makes an event without a reason.
 	if state.SessionState == bgp.BGP_FSM_IDLE && state.DisconnectMessage != "" {
-		return n
+		replace := func(ctx context.Context, srv *server.BgpServer) { s.replace(ctx, srv, n.Neighbor) }
+		if state.AdminState != api.PeerState_ADMIN_STATE_PFX_CT {
+			return replace
+		}
+		return func(ctx context.Context, _ *server.BgpServer) {
+			time.AfterFunc(maxPrefixesIdle, func() { s.order(ctx, replace) })
+		}
 	}
 	return nil
+}
+
+// checkHoldTime warns of a router that wants no keepalives (RFC 4271, 4.2).
+func (s *Speaker) checkHoldTime(n Neighbor) task {
+	return func(ctx context.Context, srv *server.BgpServer) {
+		_ = srv.ListPeer(ctx, &api.ListPeerRequest{Address: n.Address.String()}, func(p *api.Peer) {
+			if p.GetState().GetSessionState() == api.PeerState_SESSION_STATE_ESTABLISHED && p.GetTimers().GetState().GetNegotiatedHoldTime() == 0 {
+				s.log.Warn("BGP session with " + n.String() + " has hold time 0, as the router asks: only BFD would tell if it died")
+			}
+		})
+	}
 }
 
 // lossReason says in words why a session ended. What we noted says more than
 // GoBGP's reason: with graceful restart that is the same for a hold timer that
 // ran out and for a closed connection.
-func lossReason(state apiutil.PeerState, noted string) string {
-	if noted != "" {
-		return noted
+func (n *session) lossReason(state apiutil.PeerState) string {
+	if state.AdminState == api.PeerState_ADMIN_STATE_PFX_CT {
+		return fmt.Sprintf("the router sent more routes than max_prefixes, %d: closed for %s", n.MaxPrefixes, maxPrefixesIdle)
+	}
+	if n.noted != "" {
+		return n.noted
 	}
 	switch state.DisconnectReason {
 	case api.PeerState_DISCONNECT_REASON_READ_FAILED, api.PeerState_DISCONNECT_REASON_GRACEFUL_RESTART:
 		return "the router closed the connection without a NOTIFICATION"
 	default:
-		return state.DisconnectMessage
+		return strings.Replace(state.DisconnectMessage, "notification-sent", "we sent NOTIFICATION", 1)
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -46,6 +47,7 @@ type Speaker struct {
 	rib    routes
 	cancel context.CancelFunc
 	done   chan struct{}
+	tasks  chan task
 
 	mu       sync.Mutex
 	want     routes
@@ -58,13 +60,13 @@ var ErrStopped = errors.New("bgp: the speaker is stopped")
 // New checks the configuration and makes a speaker that sends nothing and has
 // no goroutines until Start.
 func New(cfg Config, log *zap.Logger) (*Speaker, error) {
-	cfg = cfg.withDefaults()
-	if err := cfg.validate(); err != nil {
-		return nil, err
+	if faults := cfg.Faults(); len(faults) > 0 {
+		return nil, fmt.Errorf("bgp: %w", faults[0])
 	}
+	cfg = cfg.withDefaults()
 	s := &Speaker{
 		cfg:      cfg,
-		log:      log.Named("bgp"),
+		log:      log,
 		changed:  make(chan struct{}, 1),
 		rib:      routes{},
 		want:     routes{},
@@ -107,7 +109,7 @@ func (s *Speaker) setUp(ctx context.Context, localRestarting bool) error {
 	if err := s.server.StartBgp(ctx, &api.StartBgpRequest{Global: global}); err != nil {
 		return fmt.Errorf("bgp: start: %w", err)
 	}
-	if err := acceptLocalOnly(ctx, s.server); err != nil {
+	if err := s.cfg.setPolicies(ctx, s.server); err != nil {
 		return err
 	}
 	if err := s.apply(); err != nil {
@@ -120,29 +122,6 @@ func (s *Speaker) setUp(ctx context.Context, localRestarting bool) error {
 		if err := s.server.AddPeer(ctx, &api.AddPeerRequest{Peer: s.cfg.peer(n, localRestarting)}); err != nil {
 			return fmt.Errorf("bgp: neighbour %v: %w", n.Address, err)
 		}
-	}
-	return nil
-}
-
-// acceptLocalOnly makes GoBGP refuse every route that isn't our own. Its
-// import policy is applied to our own routes too, so these have to be let in.
-func acceptLocalOnly(ctx context.Context, srv *server.BgpServer) error {
-	policy := &api.Policy{Name: "local-only", Statements: []*api.Statement{{
-		Name:       "local",
-		Conditions: &api.Conditions{RouteType: api.Conditions_ROUTE_TYPE_LOCAL},
-		Actions:    &api.Actions{RouteAction: api.RouteAction_ROUTE_ACTION_ACCEPT},
-	}}}
-	if err := srv.AddPolicy(ctx, &api.AddPolicyRequest{Policy: policy}); err != nil {
-		return fmt.Errorf("bgp: import policy: %w", err)
-	}
-	err := srv.SetPolicyAssignment(ctx, &api.SetPolicyAssignmentRequest{Assignment: &api.PolicyAssignment{
-		Name:          "global",
-		Direction:     api.PolicyDirection_POLICY_DIRECTION_IMPORT,
-		Policies:      []*api.Policy{{Name: policy.Name}},
-		DefaultAction: api.RouteAction_ROUTE_ACTION_REJECT,
-	}})
-	if err != nil {
-		return fmt.Errorf("bgp: import policy: %w", err)
 	}
 	return nil
 }
@@ -225,16 +204,11 @@ func (s *Speaker) watch() error {
 	s.cancel, s.done = cancel, make(chan struct{})
 	// Buffered, so that the state of other sessions isn't learned late while
 	// one peer is being replaced.
-	ended := make(chan *session, 64)
+	s.tasks = make(chan task, 64)
 	err := srv.WatchEvent(ctx, server.WatchEventMessageCallbacks{
 		OnPeerUpdate: func(ev *apiutil.WatchEventMessage_PeerEvent, at time.Time) {
-			n := s.onPeer(ev, at)
-			if n == nil {
-				return
-			}
-			select {
-			case ended <- n:
-			case <-ctx.Done():
+			if do := s.onPeer(ev, at); do != nil {
+				s.order(ctx, do)
 			}
 		},
 	}, server.WatchPeer())
@@ -249,23 +223,63 @@ func (s *Speaker) watch() error {
 			select {
 			case <-ctx.Done():
 				return
-			case n := <-ended:
-				s.replace(ctx, srv, n.Neighbor)
+			case do := <-s.tasks:
+				do(ctx, srv)
 			}
 		}
 	}()
 	return nil
 }
 
+// task is something to do about a session that GoBGP can't be asked for while
+// it tells of an event.
+type task func(context.Context, *server.BgpServer)
+
+func (s *Speaker) order(ctx context.Context, do task) {
+	select {
+	case s.tasks <- do:
+	case <-ctx.Done():
+	}
+}
+
 // Stop ends all sessions. With graceful, those that negotiated graceful
 // restart end without a NOTIFICATION, and their routers keep our routes for
-// the restart time; what hasn't been sent yet (Session.Pending) isn't sent any
-// more. Otherwise a Cease is sent, and routers drop our routes at once.
-// Stopping what isn't running is no error.
+// the restart time; what hasn't been sent yet (Session.Pending) is waited for,
+// for at most half of the time that ctx leaves. Otherwise a Cease is sent, and
+// routers drop our routes at once. Stopping what isn't running is no error.
 func (s *Speaker) Stop(ctx context.Context, graceful bool) error {
 	s.life.Lock()
 	defer s.life.Unlock()
+	if graceful && s.server != nil {
+		s.flush(ctx)
+	}
 	return s.stop(ctx, graceful)
+}
+
+// flush waits until routers have what was announced last: they will keep that
+// over the restart. One that is silent must not keep us from stopping in order.
+func (s *Speaker) flush(ctx context.Context) {
+	limit := time.Second
+	if deadline, ok := ctx.Deadline(); ok {
+		limit = time.Until(deadline) / 2
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	for ctx.Err() == nil {
+		var pending []string
+		for _, n := range s.Sessions() {
+			if n.Established && n.Pending {
+				pending = append(pending, n.Neighbor.String())
+			}
+		}
+		if len(pending) == 0 {
+			return
+		}
+		pause(ctx, pollInterval)
+		if ctx.Err() != nil {
+			s.log.Sugar().Warnf("BGP stops before %s took the last routes", strings.Join(pending, ", "))
+		}
+	}
 }
 
 func (s *Speaker) stop(ctx context.Context, graceful bool) error {

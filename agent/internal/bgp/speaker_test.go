@@ -2,6 +2,7 @@ package bgp
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -71,22 +72,29 @@ func TestAnnounceChangeWithdraw(t *testing.T) {
 	}
 }
 
+// Prepends are for external neighbours: to an internal one a path with our own
+// AS is a loop.
 func TestTwoRouters(t *testing.T) {
-	// One external, one internal: prepends are left out (see anyInternal).
-	r1, r2 := &router{as: 65001}, &router{as: 65000}
-	l := newLab(t, r1, r2)
+	external, internal := &router{as: 65001}, &router{as: 65000}
+	l := newLab(t, external, internal)
 	s := bring(t, l)
-	prepended := ann(vip1, 0)
-	prepended.Prepend = 2
-	s.set(prepended, ann(vip2, 4294967295))
-	for _, r := range l.routers {
-		eventually(t, 5*time.Second, "the new MEDs", func() bool {
-			return r.has(vip1, "BGP.med: 0\n") && r.has(vip2, "BGP.med: 4294967295\n")
+	for _, prepend := range []int{2, 32, 0, 1} {
+		a := ann(vip1, 0)
+		a.Prepend = prepend
+		s.set(a, ann(vip2, 4294967295))
+		path := strings.Repeat(" 65000", 1+prepend)
+		eventually(t, 5*time.Second, "the new path", func() bool {
+			return external.has(vip1, "BGP.med: 0\n", "BGP.as_path:"+path+"\n") && external.has(vip2, "BGP.med: 4294967295\n", "BGP.as_path: 65000\n")
 		})
-	}
-	eventually(t, 5*time.Second, "flushed", s.flushed)
-	if !r2.has(vip1, "BGP.as_path: \n", "BGP.local_pref: 100", "BGP.next_hop: 10.77.0.2") {
-		t.Errorf("internal route:\n%s", r2.route(vip1))
+		if external.has(vip1, "BGP.local_pref: 1") && !external.has(vip1, "BGP.local_pref: 100\n") {
+			t.Errorf("local preference left our AS:\n%s", external.route(vip1))
+		}
+		eventually(t, 5*time.Second, "flushed", s.flushed)
+		for prefix, med := range map[string]string{vip1: "0", vip2: "4294967295"} {
+			if !internal.has(prefix, "BGP.as_path: \n", "BGP.local_pref: 100\n", "BGP.next_hop: 10.77.0.2", "BGP.med: "+med+"\n") {
+				t.Errorf("internal route:\n%s", internal.route(prefix))
+			}
+		}
 	}
 	// Neither router's own route came in or went on to the other.
 	if a := s.do(request{Op: "sessions"}); a.Routes != 2 {
@@ -99,26 +107,133 @@ func TestTwoRouters(t *testing.T) {
 	}
 }
 
-func TestIPv6(t *testing.T) {
-	r := &router{as: 65001, graceful: 30 * time.Second}
+const vip6 = "2001:db8::1/128"
+
+// Both families over either, each with our own address of the family as next
+// hop.
+func TestFamilies(t *testing.T) {
+	for name, r := range map[string]*router{
+		"external over IPv4": {as: 65001}, "internal over IPv4": {as: 65000},
+		"external over IPv6": {as: 65001, six: true, graceful: 30 * time.Second}, "internal over IPv6": {as: 65000, six: true},
+		"secured over IPv6": {as: 65001, six: true, password: "secret", ttl: true, bfd: &BFD{Interval: 150 * time.Millisecond, Multiplier: 3}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t, r)
+			s := newSpeaker(t, l.ns, l.config())
+			six := ann(vip6, 100, 65000<<16|7)
+			six.Prepend = 1
+			s.set(ann(vip1, 100), six)
+			s.start(false)
+			eventually(t, 20*time.Second, "flushed", s.flushed)
+			path := " 65000 65000\n"
+			if r.as == 65000 {
+				path = " \n"
+			}
+			eventually(t, 2*time.Second, "both VIPs", func() bool {
+				return r.has(vip1, "BGP.med: 100\n", "BGP.next_hop: 10.77.0.2") &&
+					r.has(vip6, "BGP.med: 100\n", "BGP.next_hop: fd77::2", "BGP.community: (65000,7)", "BGP.as_path:"+path)
+			})
+			s.set(ann(vip1, 100), ann(vip6, 500))
+			eventually(t, 5*time.Second, "the IPv6 VIP's new MED", func() bool { return r.has(vip6, "BGP.med: 500\n") })
+			s.set(ann(vip1, 100))
+			eventually(t, 5*time.Second, "the IPv6 VIP withdrawn", func() bool { return !r.has(vip6) })
+			eventually(t, 5*time.Second, "flushed", s.flushed)
+			if r.bfd != nil {
+				eventually(t, 10*time.Second, "BFD is up", func() bool { return contains(r.birdc("show bfd sessions"), " Up ") })
+			}
+		})
+	}
+}
+
+// An IPv6-only host has no default for the router id, and speaks IPv6 alone.
+func TestIPv6Only(t *testing.T) {
+	r := &router{as: 65001, six: true}
 	l := newLab(t, r)
 	cfg := l.config()
-	cfg.LocalAddress6 = netip.MustParseAddr("fd77::2")
+	cfg.LocalAddress, cfg.RouterID = netip.Addr{}, netip.MustParseAddr("192.0.2.77")
 	s := newSpeaker(t, l.ns, cfg)
-	s.set(ann(vip1, 100), ann("2001:db8::1/128", 100, 65000<<16|7))
+	s.set(ann(vip6, 100))
 	s.start(false)
 	eventually(t, 20*time.Second, "flushed", s.flushed)
-	eventually(t, 2*time.Second, "the IPv6 VIP", func() bool {
-		return r.has("2001:db8::1/128", "BGP.med: 100", "BGP.next_hop: fd77::2", "BGP.community: (65000,7)")
+	eventually(t, 2*time.Second, "the VIP", func() bool { return r.has(vip6, "BGP.next_hop: fd77::2") })
+}
+
+func TestFourOctetAS(t *testing.T) {
+	r := &router{as: 4200000001, host: "4200000000"}
+	l := newLab(t, r)
+	cfg := l.config()
+	cfg.AS = 4200000000
+	s := newSpeaker(t, l.ns, cfg)
+	a := ann(vip1, 100)
+	a.Prepend = 2
+	s.set(a)
+	s.start(false)
+	eventually(t, 20*time.Second, "flushed", s.flushed)
+	eventually(t, 5*time.Second, "the path", func() bool {
+		return r.has(vip1, "BGP.as_path: 4200000000 4200000000 4200000000\n")
 	})
-	s.set(ann(vip1, 100))
-	eventually(t, 5*time.Second, "the IPv6 VIP withdrawn", func() bool { return !r.has("2001:db8::1/128") })
-	eventually(t, 5*time.Second, "flushed", s.flushed)
 }
 
 func TestPasswordAndTTLSecurity(t *testing.T) {
 	r := &router{as: 65001, password: "secret", ttl: true}
 	bring(t, newLab(t, r))
+}
+
+// One side alone doesn't do: neither a password, nor a TTL of 255.
+func TestPasswordOrTTLSecurityMissing(t *testing.T) {
+	for name, test := range map[string]struct {
+		router router
+		ours   func(*Neighbor)
+		want   string
+	}{
+		"our password":        {router{as: 65001}, func(n *Neighbor) { n.Password = "secret" }, "a wrong MD5 password looks the same"},
+		"another password":    {router{as: 65001, password: "secret"}, func(n *Neighbor) { n.Password = "Secret" }, "a wrong MD5 password looks the same"},
+		"the router's":        {router{as: 65001, password: "secret"}, func(n *Neighbor) { n.Password = "" }, "i/o timeout"},
+		"our TTL security":    {router{as: 65001}, func(n *Neighbor) { n.TTLSecurity = true }, "one without TTL security at its end looks the same"},
+		"router's, TTL 1":     {router{as: 65001, ttl: true}, func(n *Neighbor) { n.TTLSecurity = false }, ""},
+		"router's, multihop":  {router{as: 65001, ttl: true}, func(n *Neighbor) { n.TTLSecurity, n.Multihop = false, 64 }, ""},
+		"router's, AS is our": {router{as: 65000, ttl: true}, func(n *Neighbor) { n.TTLSecurity = false }, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t, &test.router)
+			cfg := l.config()
+			test.ours(&cfg.Neighbors[0])
+			s := newSpeaker(t, l.ns, cfg)
+			s.start(false)
+			if test.want != "" {
+				eventually(t, 30*time.Second, "the reason is told", func() bool { return contains(s.sessions()[0].LastError, test.want) })
+			} else {
+				holds(t, 5*time.Second, "no session", func() bool { return !s.sessions()[0].Established })
+			}
+			t.Log(s.sessions()[0].LastError)
+		})
+	}
+}
+
+// An external router behind another: with multihop only.
+func TestMultihop(t *testing.T) {
+	far := netip.MustParseAddr("10.78.0.9")
+	hop, r := &router{as: 65001}, &router{as: 65002, extra: " multihop 2;\n", ip: far}
+	l := newLab(t, hop, r)
+	run(t, "ip -n "+r.ns+" addr add 10.78.0.9/32 dev lo")
+	// Through the other router, so that there is a hop in between.
+	run(t, "ip -n "+l.ns+" route add 10.78.0.9/32 via 10.77.0.11")
+	run(t, "ip -n "+hop.ns+" route add 10.78.0.9/32 via 10.77.0.12")
+	run(t, "ip netns exec "+hop.ns+" sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.eth0.send_redirects=0")
+	r.start()
+	cfg := l.config()
+	cfg.Neighbors = cfg.Neighbors[1:]
+	direct := newSpeaker(t, l.ns, cfg)
+	direct.start(false)
+	eventually(t, 10*time.Second, "no way at TTL 1", func() bool { return direct.sessions()[0].LastError != "" })
+	t.Log(direct.sessions()[0].LastError)
+	direct.stop(false)
+	cfg.Neighbors[0].Multihop = 2
+	s := newSpeaker(t, l.ns, cfg)
+	s.set(ann(vip1, 100))
+	s.start(false)
+	eventually(t, 20*time.Second, "flushed", s.flushed)
+	eventually(t, 5*time.Second, "the route", func() bool { return r.has(vip1, "BGP.next_hop: 10.77.0.2") })
 }
 
 func TestRouterRestart(t *testing.T) {
@@ -240,6 +355,20 @@ func TestGracefulRestartOneRouterAway(t *testing.T) {
 	})
 	t.Logf("FIGURE planned restart with another router down: flushed %v after Start", took)
 	eventually(t, 2*time.Second, "the new set, and nothing stale", func() bool { return r1.has(vip1, "BGP.med: 500\n") && !r1.has(vip2) })
+}
+
+// A planned stop waits until routers have what was set last: they keep it.
+func TestGracefulStopWaitsForTheLastRoutes(t *testing.T) {
+	r := &router{as: 65001, graceful: 30 * time.Second}
+	l := newLab(t, r)
+	s := bring(t, l)
+	set := many(5000, 500)
+	s.set(set...)
+	s.stop(true)
+	eventually(t, 5*time.Second, "the session ends", func() bool { return !r.established() })
+	eventually(t, 5*time.Second, "the router has read it all", func() bool {
+		return strings.Count(r.birdc("show route where bgp_med=500"), "unicast") == len(set)
+	})
 }
 
 func TestHardStop(t *testing.T) {

@@ -30,28 +30,51 @@ func loopbackConfig() Config {
 	}
 }
 
-func TestValidate(t *testing.T) {
-	for name, spoil := range map[string]func(*Config){
-		"no AS":               func(c *Config) { c.AS = 0 },
-		"router id":           func(c *Config) { c.RouterID = netip.MustParseAddr("::1") },
-		"local address":       func(c *Config) { c.LocalAddress = netip.Addr{} },
-		"twice":               func(c *Config) { c.Neighbors = append(c.Neighbors, c.Neighbors[0]) },
-		"IPv6 without local":  func(c *Config) { c.Neighbors[0].Address = netip.MustParseAddr("fd00::1") },
-		"hold time":           func(c *Config) { c.Neighbors[0].HoldTime = 2 * time.Second },
-		"fractions":           func(c *Config) { c.Neighbors[0].HoldTime = 3500 * time.Millisecond },
-		"keepalive":           func(c *Config) { c.Neighbors[0].Keepalive = 9 * time.Second },
-		"restart time":        func(c *Config) { c.Neighbors[0].GracefulRestart = 4096 * time.Second },
-		"BFD interval":        func(c *Config) { c.Neighbors[0].BFD = &BFD{Interval: time.Millisecond, Multiplier: 3} },
-		"BFD multiplier":      func(c *Config) { c.Neighbors[0].BFD = &BFD{Interval: time.Second} },
-		"no neighbour's AS":   func(c *Config) { c.Neighbors[0].AS = 0 },
-		"no neighbour":        func(c *Config) { c.Neighbors[0].Address = netip.Addr{} },
-		"unspecified address": func(c *Config) { c.LocalAddress = netip.IPv4Unspecified() },
+func TestFaults(t *testing.T) {
+	if faults := loopbackConfig().Faults(); len(faults) > 0 {
+		t.Fatal(faults)
+	}
+	bfd := &BFD{Interval: time.Second, Multiplier: 3}
+	for name, test := range map[string]struct {
+		spoil func(c *Config, n *Neighbor)
+		want  string
+	}{
+		"no AS":               {func(c *Config, _ *Neighbor) { c.AS = 0 }, `as: value "0"`},
+		"AS_TRANS":            {func(c *Config, _ *Neighbor) { c.AS = 23456 }, `as: value "23456"`},
+		"router id":           {func(c *Config, _ *Neighbor) { c.RouterID = netip.MustParseAddr("::1") }, `router_id: value "::1": expected an IPv4 address`},
+		"unspecified address": {func(c *Config, _ *Neighbor) { c.LocalAddress = netip.IPv4Unspecified() }, `local address: value "0.0.0.0"`},
+		"twice":               {func(c *Config, n *Neighbor) { c.Neighbors = append(c.Neighbors, *n) }, `neighbors[1].address: value "127.7.7.7": expected a router that is not there twice`},
+		"IPv6 without local":  {func(_ *Config, n *Neighbor) { n.Address = netip.MustParseAddr("fd00::1") }, "neighbors[0].address: value \"fd00::1\": expected an IPv4 address, as addresses.ipv6 is not set"},
+		"IPv4 without local": {func(c *Config, _ *Neighbor) {
+			c.LocalAddress, c.LocalAddress6, c.RouterID = netip.Addr{}, netip.IPv6Loopback(), netip.MustParseAddr("192.0.2.1")
+		}, "expected an IPv6 address, as addresses.ipv4 is not set"},
+		"no router id": {func(c *Config, n *Neighbor) {
+			c.LocalAddress, c.LocalAddress6, c.RouterID, n.Address = netip.Addr{}, netip.IPv6Loopback(), netip.Addr{}, netip.MustParseAddr("fd00::1")
+		}, `router_id: value ""`},
+		"hold time":      {func(_ *Config, n *Neighbor) { n.HoldTime = 2 * time.Second }, `neighbors[0].hold_time: value "2s": expected whole seconds from 3s`},
+		"fractions":      {func(_ *Config, n *Neighbor) { n.HoldTime = 3500 * time.Millisecond }, `hold_time: value "3.5s"`},
+		"keepalive":      {func(_ *Config, n *Neighbor) { n.Keepalive = 9 * time.Second }, `keepalive: value "9s"`},
+		"restart time":   {func(_ *Config, n *Neighbor) { n.GracefulRestart = 4096 * time.Second }, `graceful_restart: value "1h8m16s"`},
+		"BFD interval":   {func(_ *Config, n *Neighbor) { n.BFD = &BFD{Interval: time.Millisecond, Multiplier: 3} }, `bfd.interval: value "1ms"`},
+		"BFD multiplier": {func(_ *Config, n *Neighbor) { n.BFD = &BFD{Interval: time.Second} }, `bfd.multiplier: value "0"`},
+		"neighbour's AS": {func(_ *Config, n *Neighbor) { n.AS = 0 }, `neighbors[0].as: value "0"`},
+		"neighbour":      {func(_ *Config, n *Neighbor) { n.Address = netip.Addr{} }, `neighbors[0].address: value ""`},
+		"link-local": {func(c *Config, n *Neighbor) {
+			c.LocalAddress6, n.Address = netip.IPv6Loopback(), netip.MustParseAddr("fe80::1%eth0")
+		}, "not a link-local one"},
+		"multicast":         {func(_ *Config, n *Neighbor) { n.Address = netip.MustParseAddr("224.0.0.5") }, `address: value "224.0.0.5"`},
+		"password":          {func(_ *Config, n *Neighbor) { n.Password = strings.Repeat("x", 81) }, `password_file: value "81 bytes": expected a password of at most 80 bytes`},
+		"multihop 1":        {func(_ *Config, n *Neighbor) { n.Multihop = 1 }, `multihop: value "1": expected 2 to 255`},
+		"multihop internal": {func(c *Config, n *Neighbor) { n.Multihop, n.AS = 2, c.AS }, `multihop: value "2": expected none`},
+		"multihop and GTSM": {func(_ *Config, n *Neighbor) { n.Multihop, n.TTLSecurity = 2, true }, "none with ttl_security"},
+		"multihop and BFD":  {func(_ *Config, n *Neighbor) { n.Multihop, n.BFD = 2, bfd }, "none with bfd"},
 	} {
 		c := loopbackConfig()
-		if _, err := New(c, zaptest.NewLogger(t)); err != nil {
-			t.Fatal(err)
+		test.spoil(&c, &c.Neighbors[0])
+		faults := c.Faults()
+		if len(faults) != 1 || !strings.Contains(faults[0].Error(), test.want) {
+			t.Errorf("%s: %v, expected %s", name, faults, test.want)
 		}
-		spoil(&c)
 		if _, err := New(c, zaptest.NewLogger(t)); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
@@ -114,12 +137,11 @@ func asRoutes(m map[int]uint32) routes {
 	return r
 }
 
-// What Set puts into a path is what is read back from the UPDATE that an
-// external neighbour gets: the same with our own AS added once.
+// What is read back from the UPDATE that a neighbour gets is what Set was given.
 func TestParseUpdate(t *testing.T) {
 	c := loopbackConfig()
 	c.LocalAddress6 = netip.MustParseAddr("::1")
-	for _, prefix := range []string{vip1, "2001:db8::1/128"} {
+	for _, prefix := range []string{vip1, vip6} {
 		want := ann(prefix, 7, 1, 2)
 		want.Prepend = 2
 		p, err := c.path(want)
@@ -130,12 +152,8 @@ func TestParseUpdate(t *testing.T) {
 		if want.Prefix.Addr().Is4() {
 			nlri = []bgp.PathNLRI{{NLRI: p.Nlri}}
 		}
-		for _, a := range p.Attrs {
-			if path, ok := a.(*bgp.PathAttributeAsPath); ok {
-				path.Value = append(path.Value, bgp.NewAs4PathParam(bgp.BGP_ASPATH_ATTR_TYPE_SEQ, []uint32{c.AS}))
-			}
-		}
-		u := parseUpdate(nlri, nil, p.Attrs)
+		path := bgp.NewAs4PathParam(bgp.BGP_ASPATH_ATTR_TYPE_SEQ, []uint32{c.AS, c.AS, c.AS})
+		u := parseUpdate(nlri, nil, append(p.Attrs, bgp.NewPathAttributeAsPath([]bgp.AsPathParamInterface{path})))
 		if len(u.announced) != 1 || !equal(u.announced[0], want) || len(u.withdrawn) > 0 || u.endOfRIB {
 			t.Errorf("%v became %+v", want, u)
 		}
