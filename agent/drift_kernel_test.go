@@ -76,7 +76,7 @@ func TestKernelDriftIsMendedAndTold(t *testing.T) {
 		return string(out), err
 	}
 	until(t, "etcd serves", func() bool { _, err := etcdctl("get", "x"); return err == nil })
-	for key, value := range intent {
+	for key, value := range stored {
 		if key == "settings" {
 			value = `{"resync_interval":"2s","timeouts":{"tcp":"7200s"}}`
 		}

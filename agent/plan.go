@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/medway-lb/medway/pkg/intent"
 	"github.com/medway-lb/medway/pkg/plan"
 	"github.com/medway-lb/medway/pkg/reconcile"
 	"github.com/medway-lb/medway/pkg/state"
@@ -34,6 +35,8 @@ type Preview struct {
 	Revision int64
 	// Saved is when the snapshot on disk was saved; zero for etcd.
 	Saved time.Time
+	// Objects is how many objects from files were put over it.
+	Objects int
 	// Unreachable is why it is not etcd though it should be.
 	Unreachable error
 	// Faults are the keys that are wrong, each with the reason.
@@ -49,16 +52,46 @@ func (p *Preview) Changes() bool { return len(p.edits) > 0 }
 const announcementTable = "announcement"
 
 // Plan returns what an agent with this configuration would change on this host
-// if it looked now. It reads, and changes nothing.
-func Plan(ctx context.Context, c Config, from string) (*Preview, error) {
+// if it looked now; with files of intent, once these were applied over what is
+// stored. It reads, and changes nothing.
+func Plan(ctx context.Context, c Config, from string, files []string, stdin io.Reader) (*Preview, error) {
 	if err := mayLook(); err != nil {
 		return nil, err
+	}
+	var objects []intent.Object
+	var err error
+	if len(files) > 0 {
+		if objects, err = intent.Read(files, stdin); err != nil {
+			return nil, err
+		}
 	}
 	cache, p, err := c.stored(ctx, from)
 	if err != nil {
 		return nil, err
 	}
+	if err := p.with(cache, objects); err != nil {
+		return nil, err
+	}
 	return p, p.look(ctx, cache.Snapshot(), c.self(), announcedNow)
+}
+
+// with puts objects over what is stored, unless they would be refused there.
+func (p *Preview) with(cache *state.Cache, objects []intent.Object) error {
+	if len(objects) == 0 {
+		return nil
+	}
+	var entries []store.Entry
+	cache.Each(func(key string, value []byte, revision, lease int64) {
+		entries = append(entries, store.Entry{Key: key, Value: value, ModRevision: revision, Lease: lease})
+	})
+	if _, err := intent.Check(entries, p.Revision, objects); err != nil {
+		return err
+	}
+	for _, o := range objects {
+		cache.Put(o.Key.String(), o.Value, p.Revision+1, 0)
+	}
+	p.Objects = len(objects)
+	return nil
 }
 
 // announced are the routes that the agent on this host announces now; none where
@@ -236,11 +269,14 @@ func attributes(a plan.Announcement) string {
 
 // source says where the intent comes from.
 func (p *Preview) source() string {
-	if p.Source == FromEtcd {
-		return fmt.Sprintf("etcd at revision %d", p.Revision)
+	out := fmt.Sprintf("etcd at revision %d", p.Revision)
+	if p.Source == FromDisk {
+		out = fmt.Sprintf("the snapshot on disk, saved %s (%s ago), at revision %d",
+			p.Saved.Format(time.RFC3339), time.Since(p.Saved).Round(time.Second), p.Revision)
 	}
-	out := fmt.Sprintf("the snapshot on disk, saved %s (%s ago), at revision %d",
-		p.Saved.Format(time.RFC3339), time.Since(p.Saved).Round(time.Second), p.Revision)
+	if p.Objects > 0 {
+		out += fmt.Sprintf(" and the files given (%d objects)", p.Objects)
+	}
 	if p.Unreachable != nil {
 		out += ": " + strings.ReplaceAll(p.Unreachable.Error(), "\n", "; ")
 	}
@@ -267,9 +303,10 @@ func (p *Preview) JSON(out io.Writer) error {
 		Saved    string   `json:"saved,omitempty"`
 		Reason   string   `json:"reason,omitempty"`
 		Revision int64    `json:"revision"`
+		Objects  int      `json:"objects,omitempty"` // from files
 		Faults   []fault  `json:"faults"`
 		Changes  []change `json:"changes"`
-	}{Source: p.Source, Revision: p.Revision, Faults: []fault{}, Changes: []change{}}
+	}{Source: p.Source, Revision: p.Revision, Objects: p.Objects, Faults: []fault{}, Changes: []change{}}
 	if !p.Saved.IsZero() {
 		doc.Saved = p.Saved.UTC().Format(time.RFC3339)
 	}

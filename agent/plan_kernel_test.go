@@ -18,8 +18,8 @@ import (
 	"github.com/medway-lb/medway/pkg/store"
 )
 
-// intent is a host with every kind of object in its plan, by key.
-var intent = map[string]string{
+// stored is a host with every kind of object in its plan, by key.
+var stored = map[string]string{
 	"settings": `{"timeouts":{"tcp":"7200s"}}`,
 	"vips/sip-1": `{"addresses":["203.0.113.10"],"groups":{"dc1":"edge1","dc2":"edge2"},"services":[
 		{"protocol":"tcp","port":5060,"pool":"sbc"},{"protocol":"udp","port":5060,"pool":"sbc","persistence":"300s"}]}`,
@@ -45,7 +45,7 @@ func planConfig(t *testing.T) Config {
 func save(t *testing.T, c Config, without ...string) {
 	t.Helper()
 	s := store.Snapshot{Revision: 7}
-	for key, value := range intent {
+	for key, value := range stored {
 		if !slices.ContainsFunc(without, func(w string) bool { return strings.HasPrefix(key, w) }) {
 			s.Entries = append(s.Entries, store.Entry{Key: state.Prefix + key, Value: []byte(value), ModRevision: 5})
 		}
@@ -229,7 +229,7 @@ func TestKernelPlanAsJSON(t *testing.T) {
 	namespace(t)
 	c := planConfig(t)
 	save(t, c)
-	p, err := Plan(t.Context(), c, "")
+	p, err := Plan(t.Context(), c, "", nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

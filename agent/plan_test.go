@@ -18,6 +18,7 @@ import (
 	"github.com/medway-lb/medway/agent/internal/ipvs"
 	"github.com/medway-lb/medway/agent/internal/link"
 	"github.com/medway-lb/medway/agent/internal/sysctl"
+	"github.com/medway-lb/medway/pkg/intent"
 	"github.com/medway-lb/medway/pkg/plan"
 	"github.com/medway-lb/medway/pkg/reconcile"
 	"github.com/medway-lb/medway/pkg/state"
@@ -233,7 +234,7 @@ func TestPlanJSON(t *testing.T) {
 // is new to it, and all of an agent that does not run, get the place of a start.
 func TestPlannedAnnouncements(t *testing.T) {
 	cache := state.NewCache()
-	for key, value := range intent {
+	for key, value := range stored {
 		cache.Put(state.Prefix+key, []byte(value), 5, 0)
 	}
 	s, self := cache.Snapshot(), planConfig(t).self()
@@ -266,7 +267,7 @@ func TestPlanReadsEtcdOrTheDisk(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	put("pools/sbc", intent["pools/sbc"])
+	put("pools/sbc", stored["pools/sbc"])
 	put("vips/sip-1", `{"addresses":["203.0.1`)
 	save(t, c, "vips/sip-2")
 	cache, p, err := c.stored(t.Context(), "")
@@ -280,6 +281,23 @@ func TestPlanReadsEtcdOrTheDisk(t *testing.T) {
 	}
 	if _, p, err = c.stored(t.Context(), FromDisk); err != nil || p.Source != FromDisk || p.Unreachable != nil || time.Since(p.Saved) > time.Hour {
 		t.Errorf("from the disk: %+v, %v", p, err)
+	}
+
+	// Files lie over what is stored, and what apply would refuse is refused.
+	objects := func(text string) []intent.Object {
+		t.Helper()
+		o, err := intent.Read([]string{"-"}, strings.NewReader(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return o
+	}
+	const backend = "kind: Backend\npool: %s\nname: b\nsite: dc1\naddress: 10.1.0.29\n"
+	if err := p.with(cache, objects(fmt.Sprintf(backend, "nowhere"))); err == nil || !strings.Contains(err.Error(), "stdin:1:1: Backend nowhere/b") {
+		t.Errorf("a backend of no pool: %v", err)
+	}
+	if err := p.with(cache, objects(fmt.Sprintf(backend, "sbc"))); err != nil || len(cache.Snapshot().Backends) != 1 || !strings.Contains(p.source(), "and the files given (1 objects)") {
+		t.Errorf("with a backend: %v, %v, %s", err, cache.Snapshot().Backends, p.source())
 	}
 
 	etcd.kill()

@@ -16,6 +16,7 @@ var errChanges = errors.New("there are changes")
 
 func planned() *cobra.Command {
 	var config, from, output string
+	var files []string
 	cmd := &cobra.Command{
 		Use:   "plan",
 		Short: "Show what the agent would change on this host now",
@@ -43,7 +44,7 @@ The exit code is 0 if nothing would change, 2 if there are changes, 1 on an erro
 			if err != nil {
 				return err
 			}
-			p, err := agent.Plan(cmd.Context(), c, from)
+			p, err := agent.Plan(cmd.Context(), c, from, files, cmd.InOrStdin())
 			if err != nil {
 				return err
 			}
@@ -59,6 +60,7 @@ The exit code is 0 if nothing would change, 2 if there are changes, 1 on an erro
 		},
 	}
 	configFlag(cmd, &config)
+	cmd.Flags().StringArrayVarP(&files, "filename", "f", nil, "as if this `file` or directory (- is standard input) had been applied, as by medwayctl apply; may be repeated")
 	cmd.Flags().StringVar(&from, "from", "", "read the intent from `etcd` or disk; default: etcd, or the snapshot on disk where etcd can't be reached")
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
 	return cmd

@@ -6,11 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"regexp"
 	"slices"
 
 	"github.com/spf13/cobra"
 
+	"github.com/medway-lb/medway/pkg/intent"
 	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
 )
@@ -34,7 +34,7 @@ Exit status: 0 done, or with --dry-run nothing to do; 1 an error; 2 with
 --dry-run: something would be written.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			objects, err := readObjects(paths, cmd.InOrStdin())
+			objects, err := intent.Read(paths, cmd.InOrStdin())
 			if err != nil {
 				return err
 			}
@@ -51,7 +51,7 @@ Exit status: 0 done, or with --dry-run nothing to do; 1 an error; 2 with
 
 // applyObjects writes what differs, in transactions that fail if someone else
 // has changed one of their objects in between.
-func applyObjects(ctx context.Context, c *connection, objects []object, dryRun bool, out io.Writer) error {
+func applyObjects(ctx context.Context, c *connection, objects []intent.Object, dryRun bool, out io.Writer) error {
 	client, err := c.open()
 	if err != nil {
 		return err
@@ -61,7 +61,7 @@ func applyObjects(ctx context.Context, c *connection, objects []object, dryRun b
 	if err != nil {
 		return fmt.Errorf("read %s: %w", state.Prefix, err)
 	}
-	notices, err := checkTogether(entries, revision, objects)
+	notices, err := intent.Check(entries, revision, objects)
 	if err != nil {
 		return err
 	}
@@ -70,8 +70,8 @@ func applyObjects(ctx context.Context, c *connection, objects []object, dryRun b
 		stored[e.Key] = e
 	}
 	// What others name comes before those that name it.
-	slices.SortStableFunc(objects, func(a, b object) int { return slices.Index(order, a.Key.Kind) - slices.Index(order, b.Key.Kind) })
-	var changed []object
+	slices.SortStableFunc(objects, func(a, b intent.Object) int { return slices.Index(order, a.Key.Kind) - slices.Index(order, b.Key.Kind) })
+	var changed []intent.Object
 	for _, o := range objects {
 		have, found := stored[o.Key.String()]
 		if !found || !bytes.Equal(have.Value, o.Value) {
@@ -100,7 +100,7 @@ const maxBatch = 1 << 20
 
 // writeObjects writes in as few transactions as etcd's limits allow: one, for
 // up to 128 objects.
-func writeObjects(ctx context.Context, client *store.Client, objects []object, stored map[string]store.Entry, all int, out io.Writer) error {
+func writeObjects(ctx context.Context, client *store.Client, objects []intent.Object, stored map[string]store.Entry, all int, out io.Writer) error {
 	written, last := 0, int64(0)
 	for written < len(objects) {
 		var guards []store.Guard
@@ -128,71 +128,4 @@ func writeObjects(ctx context.Context, client *store.Client, objects []object, s
 	}
 	fmt.Fprintf(out, "%d of %d objects written at revision %d\n", written, all, last)
 	return nil
-}
-
-// checkTogether refuses objects that would be wrong beside what is stored, such
-// as a VIP that names a pool that is nowhere, or another VIP's address, and
-// those that a node does not understand yet. It returns what is right but
-// should be looked at.
-func checkTogether(entries []store.Entry, revision int64, objects []object) (notices []string, err error) {
-	cache := state.NewCache()
-	for _, e := range entries {
-		cache.Put(e.Key, e.Value, e.ModRevision, e.Lease)
-	}
-	before := map[state.Fault]bool{}
-	for _, f := range cache.Snapshot().Faults {
-		before[f] = true
-	}
-	from := map[string]object{}
-	for _, o := range objects {
-		from[o.Key.String()] = o
-		cache.Put(o.Key.String(), o.Value, revision+1, 0)
-	}
-	var errs []error
-	for _, f := range cache.Snapshot().Faults {
-		if before[f] {
-			continue
-		}
-		text := f.Key + ": " + f.Reason
-		if o, ours := from[f.Key]; ours {
-			field := ""
-			if match := faultField.FindStringSubmatch(f.Reason); match != nil {
-				field = match[1]
-			}
-			text = fmt.Sprintf("%s: %s: %s", o.document.Place(field), o, f.Reason)
-		}
-		if f.Notice {
-			notices = append(notices, text)
-		} else {
-			errs = append(errs, errors.New(text))
-		}
-	}
-	errs = append(errs, checkSchema(entries, objects)...)
-	return notices, errors.Join(errs...)
-}
-
-// faultField finds the field in a fault's reason.
-var faultField = regexp.MustCompile(`^field (\S+): `)
-
-// checkSchema holds back fields that not every node understands: one that does
-// not would refuse the whole value. A key that a dead node left behind counts,
-// since the node may come back.
-func checkSchema(entries []store.Entry, objects []object) (errs []error) {
-	oldest, node := uint32(state.Schema), ""
-	for _, e := range entries {
-		k, err := state.ParseKey(e.Key)
-		if err != nil || k.Kind != state.KindNode {
-			continue
-		}
-		if schema := state.SchemaOf(e.Value); schema < oldest {
-			oldest, node = schema, k.A
-		}
-	}
-	for _, o := range objects {
-		for _, f := range state.NewerFields(o.Message, oldest) {
-			errs = append(errs, fmt.Errorf("%s: %s: field %s needs schema %d; node %s knows %d: upgrade its agent first, or, if the node is gone for good: etcdctl del %s",
-				o.document.Place(f.Field), o, f.Field, f.Since, node, oldest, state.Key{Kind: state.KindNode, A: node}))
-		}
-	}
-	return errs
 }

@@ -8,12 +8,13 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/medway-lb/medway/pkg/intent"
 	"github.com/medway-lb/medway/pkg/state"
 )
 
 // writeDiff shows what becomes of an object, field by field: "+" comes, "-"
 // goes, "~" changes.
-func writeDiff(out io.Writer, o object, have []byte, found bool) {
+func writeDiff(out io.Writer, o intent.Object, have []byte, found bool) {
 	key := o.Key.String()
 	switch {
 	case found && bytes.Equal(have, o.Value):

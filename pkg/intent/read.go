@@ -1,4 +1,4 @@
-package main
+package intent
 
 import (
 	"errors"
@@ -13,16 +13,16 @@ import (
 	"github.com/medway-lb/medway/pkg/yamlfile"
 )
 
-// object is an object with the place that it comes from.
-type object struct {
+// Object is an object with the place that it comes from.
+type Object struct {
 	state.Object
 	document yamlfile.Document
 }
 
-// readObjects reads and checks all objects of files and directories; it says all
-// that is wrong at once.
-func readObjects(paths []string, stdin io.Reader) ([]object, error) {
-	var objects []object
+// Read reads and checks all objects of files and directories, or with "-" of
+// standard input; it says all that is wrong at once.
+func Read(paths []string, stdin io.Reader) ([]Object, error) {
+	var objects []Object
 	var errs []error
 	for _, path := range paths {
 		found, err := readPath(path, stdin)
@@ -31,7 +31,7 @@ func readObjects(paths []string, stdin io.Reader) ([]object, error) {
 		}
 		objects, errs = append(objects, found...), append(errs, err)
 	}
-	first := map[state.Key]object{}
+	first := map[state.Key]Object{}
 	for _, o := range objects {
 		if other, twice := first[o.Key]; twice {
 			errs = append(errs, fmt.Errorf("%s: %s is in %s already", o.document.Place(""), o, other.document.Place("")))
@@ -42,7 +42,7 @@ func readObjects(paths []string, stdin io.Reader) ([]object, error) {
 	return objects, errors.Join(errs...)
 }
 
-func readPath(path string, stdin io.Reader) ([]object, error) {
+func readPath(path string, stdin io.Reader) ([]Object, error) {
 	if path == "-" {
 		text, err := io.ReadAll(stdin)
 		if err != nil {
@@ -60,7 +60,7 @@ func readPath(path string, stdin io.Reader) ([]object, error) {
 			return nil, err
 		}
 	}
-	var objects []object
+	var objects []Object
 	var errs []error
 	for _, file := range files {
 		text, err := os.ReadFile(file)
@@ -74,10 +74,10 @@ func readPath(path string, stdin io.Reader) ([]object, error) {
 	return objects, errors.Join(errs...)
 }
 
-func parseObjects(file string, text []byte) ([]object, error) {
+func parseObjects(file string, text []byte) ([]Object, error) {
 	documents, err := yamlfile.Parse(file, text)
 	errs := []error{err}
-	var objects []object
+	var objects []Object
 	for _, d := range documents {
 		o, err := state.ParseObject(d.JSON())
 		if err != nil {
@@ -88,7 +88,7 @@ func parseObjects(file string, text []byte) ([]object, error) {
 			errs = append(errs, d.Locate(err, label))
 			continue
 		}
-		objects = append(objects, object{o, d})
+		objects = append(objects, Object{o, d})
 	}
 	return objects, errors.Join(errs...)
 }

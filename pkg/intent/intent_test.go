@@ -1,0 +1,188 @@
+package intent
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/medway-lb/medway/pkg/state"
+	"github.com/medway-lb/medway/pkg/store"
+)
+
+// files writes a directory of files, name to text.
+func files(t *testing.T, texts map[string]string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for name, text := range texts {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+const (
+	vipText = `kind: VIP
+name: sip-1
+addresses: [203.0.113.10]
+groups: {dc1: g1, dc2: g2}
+services:
+  - {protocol: tcp, port: 5060, pool: sbc}
+`
+	poolText    = "kind: Pool\nname: sbc\nscheduler: sed\n"
+	backendText = "kind: Backend\npool: sbc\nname: b1\nsite: dc1\naddress: 10.1.1.21\n"
+)
+
+func TestRead(t *testing.T) {
+	dir := files(t, map[string]string{
+		"b/pool.yml":   poolText + "--- # with a word\n" + backendText,
+		"a-vip.yaml":   "# what we serve\n---\n" + vipText + "---\n# nothing more\n",
+		"empty.yaml":   "# all commented out\n---\n\n",
+		"notes.txt":    "kind: Nonsense",
+		"b/swap.yaml~": "kind: Nonsense",
+	})
+	objects, err := Read([]string{dir}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, o := range objects {
+		got = append(got, o.Key.String()+" "+string(o.Value))
+	}
+	want := []string{
+		`/medway/v1/vips/sip-1 {"addresses":["203.0.113.10"],"services":[{"protocol":"tcp","port":5060,"pool":"sbc"}],"groups":{"dc1":"g1","dc2":"g2"}}`,
+		`/medway/v1/pools/sbc {"scheduler":"sed"}`,
+		`/medway/v1/backends/sbc/b1 {"site":"dc1","address":"10.1.1.21"}`,
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// TestBadFilesSayWhereAndWhat: all that is wrong is said at once, each with the
+// line on which the object begins.
+func TestBadFilesSayWhereAndWhat(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		texts map[string]string
+		want  []string // "DIR" stands for the directory
+	}{
+		{"nothing", nil, []string{"DIR: expected at least one object"}},
+		{"comments only", map[string]string{"a.yaml": "# one\n---\n# two\n"}, []string{"DIR: expected at least one object"}},
+		{
+			"two faults in two files",
+			map[string]string{"a.yaml": poolText + "---\n" + "kind: Pol\nname: x\n", "b.yaml": "\n\n---\nkind: Pool\nname: X\n"},
+			[]string{`DIR/a.yaml:5:1: field kind: value "Pol"`, `DIR/b.yaml:5:1: Pool X: field name: value "X"`},
+		},
+		{
+			"twice in one file", map[string]string{"a.yaml": poolText + "---\n" + poolText},
+			[]string{"DIR/a.yaml:5:1: Pool sbc is in DIR/a.yaml:1:1 already"},
+		},
+		{
+			"twice in two files", map[string]string{"a.yaml": poolText, "b/c.yaml": poolText},
+			[]string{"DIR/b/c.yaml:1:1: Pool sbc is in DIR/a.yaml:1:1 already"},
+		},
+		{"not YAML", map[string]string{"a.yaml": "---\nkind: [\n"}, []string{"DIR/a.yaml:2:7: "}},
+		{"duplicate field", map[string]string{"a.yaml": poolText + "scheduler: rr\n"}, []string{"DIR/a.yaml:4:1: ", `"scheduler" already defined`}},
+		{"unknown field", map[string]string{"a.yaml": poolText + "schedular: rr\n"}, []string{`DIR/a.yaml:4:1: Pool sbc: field schedular: unknown in schema 2: expected one of scheduler`}},
+		{"a list", map[string]string{"a.yaml": "- kind: Pool\n"}, []string{"DIR/a.yaml:1:1: ", "expected an object"}},
+		{"beside the marker", map[string]string{"a.yaml": poolText + "--- {kind: Pol}\n"}, []string{`DIR/a.yaml:4:6: field kind: value "Pol"`}},
+		{"after the end of a document", map[string]string{"a.yaml": poolText + "...\nkind: Pol\n"}, []string{`DIR/a.yaml:5:1: field kind: value "Pol"`}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			dir := files(t, test.texts)
+			_, err := Read([]string{dir}, nil)
+			if err == nil {
+				t.Fatal("accepted")
+			}
+			for _, want := range test.want {
+				if want = strings.ReplaceAll(want, "DIR", dir); !strings.Contains(err.Error(), want) {
+					t.Errorf("error %q, expected it to contain %q", err, want)
+				}
+			}
+		})
+	}
+	if _, err := Read([]string{"/nowhere"}, nil); err == nil || !strings.Contains(err.Error(), "/nowhere") {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestStandardInput, and several paths, are one set of objects.
+func TestStandardInput(t *testing.T) {
+	dir := files(t, map[string]string{"a.yaml": poolText})
+	objects, err := Read([]string{"-", dir}, strings.NewReader(vipText))
+	if err != nil || len(objects) != 2 {
+		t.Errorf("%d objects, %v", len(objects), err)
+	}
+	_, err = Read([]string{dir, "-"}, strings.NewReader(poolText+"---\nkind: Pool\n"))
+	for _, want := range []string{"stdin:5:1: Pool: field name: missing", "stdin:1:1: Pool sbc is in " + dir + "/a.yaml:1:1 already"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v, expected it to contain %q", err, want)
+		}
+	}
+	if _, err = Read([]string{"-"}, strings.NewReader("")); err == nil || !strings.Contains(err.Error(), "-: expected at least one object") {
+		t.Error(err)
+	}
+}
+
+// entries are what is stored, key below the prefix to value.
+func entries(values map[string]string) (out []store.Entry) {
+	for key, value := range values {
+		out = append(out, store.Entry{Key: state.Prefix + key, Value: []byte(value), ModRevision: 5})
+	}
+	return out
+}
+
+// TestCheck: what is right by itself may be wrong beside what is stored.
+func TestCheck(t *testing.T) {
+	const (
+		node  = `{"machine_id":"m","site":"dc1","group":"g1","ipv4":"10.1.0.11","sync_address":"169.254.3.4"`
+		other = `{"addresses":["203.0.113.10"],"groups":{"dc1":"g1"},"services":[{"protocol":"tcp","port":5060,"pool":"sbc"}]}`
+	)
+	newer := vipText + "announcement:\n  communities: [\"1:2\"]\n  roles: {backup: {prepend: 2}}\n"
+	for _, test := range []struct {
+		name, text string
+		stored     map[string]string
+		want       []string // parts of the error; "-" is none
+		notice     string
+	}{
+		{"a missing pool", vipText, nil, []string{`stdin:6:33: VIP sip-1: field services[0].pool: pool "sbc" does not exist`}, ""},
+		{"a pool that comes with it", vipText + "---\n" + poolText, nil, []string{"-"}, `VIP sip-1: field services[0].pool: pool "sbc" has no backend with an IPv4 address`},
+		{"another VIP's address", vipText, map[string]string{"pools/sbc": "{}", "vips/other": other}, []string{`stdin:3:13: VIP sip-1: field addresses[0]: value "203.0.113.10": expected one that VIP other does not have`}, ""},
+		{
+			"two of them in the files", vipText + "---\n" + poolText + "---\n" + strings.Replace(vipText, "sip-1", "sip-2", 1), nil,
+			[]string{`stdin:14:13: VIP sip-2: field addresses[0]`}, "",
+		},
+		{"two backends with one address", poolText + "---\n" + backendText + "---\n" + strings.Replace(backendText, "b1", "b2", 1), nil, []string{`stdin:15:1: Backend sbc/b2: field address`}, ""},
+		{"what was wrong before", backendText, map[string]string{"vips/other": "?", "pools/sbc": "{}"}, []string{"-"}, ""},
+		{
+			"a field that a node does not know", newer + "---\n" + poolText, map[string]string{"nodes/n-old": node + "}", "nodes/n-new": node + `,"schema":2}`},
+			[]string{"stdin:9:3: VIP sip-1: field announcement.roles needs schema 2; node n-old knows 1: upgrade its agent first, or, if the node is gone for good: etcdctl del /medway/v1/nodes/n-old"}, "",
+		},
+		{"a field that all nodes know", newer + "---\n" + poolText, map[string]string{"nodes/n-new": node + `,"schema":2}`}, []string{"-"}, ""},
+		{"a node newer than this tool", newer + "---\n" + poolText, map[string]string{"nodes/n": node + `,"schema":3,"of_schema_3":1}`}, []string{"-"}, ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			objects, err := Read([]string{"-"}, strings.NewReader(test.text))
+			if err != nil {
+				t.Fatal(err)
+			}
+			notices, err := Check(entries(test.stored), 9, objects)
+			for _, want := range test.want {
+				if want == "-" && err != nil || want != "-" && (err == nil || !strings.Contains(err.Error(), want)) {
+					t.Errorf("error %v, expected %q", err, want)
+				}
+			}
+			if test.notice != "" && !strings.Contains(strings.Join(notices, "\n"), test.notice) {
+				t.Errorf("notices %q, expected %q", notices, test.notice)
+			}
+		})
+	}
+}
