@@ -96,18 +96,7 @@ func restart(t *testing.T, l *lab.Lab) {
 	t.Helper()
 	for _, node := range []string{"dc1-lvs-a", "dc2-lvs-a"} {
 		before := kernel(t, l, node)
-		monitors := map[string]*bytes.Buffer{}
-		var running []*exec.Cmd
-		for _, tool := range []string{"ip monitor link address route neigh", "xtables-monitor --event"} {
-			out := &bytes.Buffer{}
-			cmd := l.Command(t.Context(), node, strings.Fields(tool)...)
-			cmd.Stdout, cmd.Stderr = out, out
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
-			monitors[tool] = out
-			running = append(running, cmd)
-		}
+		saw := watch(t, l, node)
 		if err := l.StopAgent(t.Context(), node, syscall.SIGTERM); err != nil {
 			t.Fatal(err)
 		}
@@ -115,6 +104,32 @@ func restart(t *testing.T, l *lab.Lab) {
 			t.Fatal(err)
 		}
 		settled(t, l)
+		for _, line := range saw() {
+			t.Errorf("%s: after a restart of the agent %s", node, line)
+		}
+		if after := kernel(t, l, node); after != before {
+			t.Errorf("%s: a restart of the agent changed the kernel:\n%s\nbecame\n%s", node, before, after)
+		}
+	}
+}
+
+// watch follows by other people's monitors what medway owns on a host. What it
+// returns ends them and gives what they saw.
+func watch(t *testing.T, l *lab.Lab, node string) func() []string {
+	t.Helper()
+	outputs := map[string]*bytes.Buffer{}
+	var running []*exec.Cmd
+	for _, tool := range []string{"ip monitor link address route neigh", "xtables-monitor --event"} {
+		out := &bytes.Buffer{}
+		cmd := l.Command(t.Context(), node, strings.Fields(tool)...)
+		cmd.Stdout, cmd.Stderr = out, out
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		outputs[tool] = out
+		running = append(running, cmd)
+	}
+	return func() (saw []string) {
 		for _, cmd := range running {
 			_ = cmd.Process.Kill()
 			_ = cmd.Wait()
@@ -123,16 +138,14 @@ func restart(t *testing.T, l *lab.Lab) {
 				t.Errorf("%s: `%s` did not watch to the end: %s", node, strings.Join(cmd.Args, " "), cmd.ProcessState)
 			}
 		}
-		for tool, out := range monitors {
+		for tool, out := range outputs {
 			for line := range strings.Lines(out.String()) {
 				if owned(line) {
-					t.Errorf("%s: after a restart of the agent `%s` saw: %s", node, tool, line)
+					saw = append(saw, fmt.Sprintf("`%s` saw: %s", tool, line))
 				}
 			}
 		}
-		if after := kernel(t, l, node); after != before {
-			t.Errorf("%s: a restart of the agent changed the kernel:\n%s\nbecame\n%s", node, before, after)
-		}
+		return saw
 	}
 }
 
