@@ -20,13 +20,14 @@ case ${1:-} in
 The lab is up. Look inside:
   make lab-status                     daemons, BGP sessions, routes
   make lab-shell NODE=dc1-lvs-a       a shell on a node; also dc2-lvs-a, dc1-edge, dc2-edge, transit, clients,
+                                      transit2, clients2 (a provider that ignores MEDs),
                                       dc1-sbc1 ... dc2-sbc2, dc1-etcd, dc2-etcd, witness
 On the witness:     medwayctl status
                     etcdctl put /medway/v1/target_state/sip-1 dc2
                     (as the operator; scripts/lab.sh shell --as dc1-lvs-a witness is as that node, also root, viewer)
 On an LVS host:     ipvsadm -ln; ipvsadm -lnc; iptables -t mangle -S; ip -d link; tail /run/medway-lab/dc1-lvs-a/agent.log
 On an edge router:  birdc -s /run/medway-lab/dc1-edge/bird.ctl show route all
-On the clients:     sipp ..., or: sbc idle 203.0.113.10:5060 -n 20 --every 5s
+On the clients:     sipp ..., or: sbc idle 203.0.113.10:5060 -n 20 --every 5s   (IPv6: [2001:db8:10::10]:5060)
 When done:          make lab-down
 TEXT
     ;;

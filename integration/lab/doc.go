@@ -1,7 +1,8 @@
 // Package lab builds, on one machine, the network that the demo, the drills and
 // the integration tests share: two sites, each with an edge router, LVS hosts,
-// SIP backends and an etcd member, a provider's router that picks a site by MED,
-// clients behind it, and a witness for etcd's third vote.
+// SIP backends and an etcd member; two providers' routers with clients behind them, of
+// which one picks a site by MED and the other by the length of AS paths; and a witness
+// for etcd's third vote. All but etcd speaks IPv6 too.
 //
 // Every host is a network namespace of its own; routers are BIRD, etcd is the real
 // server, and medway's programs are the real binaries. The package knows nothing

@@ -5,6 +5,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strconv"
 )
 
 // WriteStatus prints daemons, sessions and routes as tab-separated columns.
@@ -32,7 +33,7 @@ func (l *Lab) WriteStatus(w io.Writer) error {
 			fmt.Fprintf(w, "%s\t%s\t%s\n", router, name, sessions[name])
 		}
 	}
-	fmt.Fprintf(w, "\nROUTER\tPREFIX\tFROM\tNEXT HOP\tMED\tBEST\n")
+	fmt.Fprintf(w, "\nROUTER\tPREFIX\tFROM\tNEXT HOP\tMED\tHOPS\tBEST\n")
 	for _, router := range l.topo.Routers() {
 		routes, _ := l.Routes(router) // its error is in the list above
 		for _, r := range routes {
@@ -40,7 +41,11 @@ func (l *Lab) WriteStatus(w io.Writer) error {
 			if r.Best {
 				best = "*"
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", router, r.Prefix, r.Session, r.NextHop, r.MED, best)
+			med := "-" // the provider has thrown it away
+			if r.MED != NoMED {
+				med = strconv.Itoa(r.MED)
+			}
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%s\n", router, r.Prefix, r.Session, r.NextHop, med, r.Path, best)
 		}
 	}
 	return nil

@@ -20,8 +20,9 @@ const (
 )
 
 var (
-	// VIP and VIP6 are the addresses that phones call; they switch together.
-	VIP  = netip.MustParseAddr("203.0.113.10")
+	// VIP is the address that phones call.
+	VIP = netip.MustParseAddr("203.0.113.10")
+	// VIP6 is the same service's IPv6 address: the two switch together.
 	VIP6 = netip.MustParseAddr("2001:db8:10::10")
 
 	vipNet  = netip.MustParsePrefix("203.0.113.0/24")
