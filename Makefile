@@ -1,7 +1,7 @@
 # medway: `make help` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build generate lint test demo lab lab-shell lab-status lab-down clean
+.PHONY: help setup build generate lint test fuzz demo lab lab-shell lab-status lab-down clean
 
 GO        ?= go
 PROGRAMS  := medway-agent medwayctl medway-lab sbc etcd etcdctl
@@ -44,6 +44,9 @@ $(LINTER):
 
 test: setup build ## Run every test, those of the kernel and of the lab included; one summary line at the end
 	@scripts/test.sh
+
+fuzz: ## Run every fuzz target for FUZZTIME (default 30s), with a line of figures each
+	@scripts/fuzz.sh
 
 demo: setup build ## Move live calls from one data centre to the other and back, and draw it (ARGS="--sabotage tee" must fail)
 	@scripts/demo.sh $(ARGS)

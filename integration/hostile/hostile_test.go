@@ -19,7 +19,7 @@ var compareAddresses = cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})
 const lease = 7
 
 // base is a cache with the base state.
-func base(t *testing.T) *state.Cache {
+func base(t testing.TB) *state.Cache {
 	t.Helper()
 	c := state.NewCache()
 	for i, g := range Base() {
@@ -146,6 +146,13 @@ func TestNothingChanges(t *testing.T) {
 // short printable text.
 func demandFault(t *testing.T, c Case, faults []state.Fault) {
 	t.Helper()
+	demandReadable(t, faults)
+	demandWords(t, c, faults)
+}
+
+// demandReadable demands short printable text.
+func demandReadable(t *testing.T, faults []state.Fault) {
+	t.Helper()
 	for _, f := range faults {
 		for _, text := range []string{f.Key, f.Reason} {
 			if len(text) > 400 || state.Line(text) != text {
@@ -153,6 +160,10 @@ func demandFault(t *testing.T, c Case, faults []state.Fault) {
 			}
 		}
 	}
+}
+
+func demandWords(t *testing.T, c Case, faults []state.Fault) {
+	t.Helper()
 	var reasons []string
 	for _, f := range faults {
 		if f.Key != c.FaultKey() {

@@ -186,3 +186,26 @@ func TestCheck(t *testing.T) {
 		})
 	}
 }
+
+func FuzzRead(f *testing.F) {
+	for _, seed := range []string{
+		vipText, poolText + "---\n" + backendText, "kind: Settings\nsysctls: {net.a: \"1\"}\n", "kind: [x]\n", "- kind: Pool\n", "---\n# c\n---\nkind: Ladder\n", "kind: Pool\nname: \"\\u202e\"\n",
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		objects, err := parseObjects("f", text)
+		if err != nil {
+			for line := range strings.Lines(err.Error()) {
+				if line = strings.TrimSuffix(line, "\n"); len(line) > 1000 || state.Line(line) != line {
+					t.Errorf("%d bytes, or not printable: %.1000q", len(line), line)
+				}
+			}
+		}
+		for _, o := range objects {
+			if _, err := state.Decode(o.Key, o.Value); err != nil {
+				t.Errorf("%s is written as %q: %v", o, o.Value, err)
+			}
+		}
+	})
+}

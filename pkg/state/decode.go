@@ -245,9 +245,9 @@ func (c *checker) duration(field, value string, def, least, most time.Duration) 
 	return d
 }
 
-// seconds is duration in whole seconds.
-func (c *checker) seconds(field, value string, def, least, most time.Duration) time.Duration {
-	d := c.duration(field, value, def, least, most)
+// seconds parses a duration of whole seconds, a second to a day; "" is def.
+func (c *checker) seconds(field, value string, def time.Duration) time.Duration {
+	d := c.duration(field, value, def, time.Second, 24*time.Hour)
 	if d%time.Second != 0 {
 		c.wrong(field, value, "whole seconds")
 	}

@@ -350,13 +350,16 @@ func FuzzDecode(f *testing.F) {
 		f.Add(uint8(slices.Index(kinds, kind)), []byte(`{}`))
 		f.Add(uint8(slices.Index(kinds, kind)), []byte(value+value))
 	}
+	for _, value := range []string{newVIP, `{"x":{"y":[1,"\u202e",null,1e9]}}`, "\xff", "{", `{"sysctls":{"net.a/b":"1"}}`, `{"announcement":{"ladder":{"force":1}}}`} {
+		for kind := range kinds {
+			f.Add(uint8(kind), []byte(value))
+		}
+	}
 	f.Fuzz(func(t *testing.T, kind uint8, value []byte) {
 		key := Key{Kind: kinds[int(kind)%len(kinds)]}
 		got, err := Decode(key, value)
 		if err != nil {
-			if len(err.Error()) > maxErrorText {
-				t.Errorf("an error of %d bytes", len(err.Error()))
-			}
+			demandPrintable(t, err.Error())
 			return
 		}
 		again, err := Decode(key, encoded(t, key.Kind, value, got))
@@ -400,4 +403,21 @@ func encoded(t *testing.T, kind Kind, value []byte, typed any) []byte {
 		t.Fatal(err)
 	}
 	return Encode(m)
+}
+
+func FuzzDecodeStatus(f *testing.F) {
+	for _, seed := range []string{"", "{}", `{"node":"n","vips":[{"vip":"v","med":0,"active_connections":"5"}],"drift":{"mended":1},"surprise":{"a":[1]}}`, `{"node":5}`, "\xff"} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, value []byte) {
+		m, err := DecodeStatus(value)
+		if err != nil {
+			demandPrintable(t, err.Error())
+			return
+		}
+		again, err := DecodeStatus(Encode(m))
+		if err != nil || !proto.Equal(m, again) {
+			t.Errorf("%q becomes %v, %v", value, again, err)
+		}
+	})
 }

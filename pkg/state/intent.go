@@ -33,9 +33,9 @@ func settings(c *checker, m *medwayv1.Settings) Settings {
 	s.Settle = c.duration("settle", m.Settle, s.Settle, 0, time.Minute)
 	s.ResyncInterval = c.duration("resync_interval", m.ResyncInterval, s.ResyncInterval, time.Second, time.Hour)
 	t := m.GetTimeouts()
-	s.Timeouts.TCP = c.seconds("timeouts.tcp", t.GetTcp(), s.Timeouts.TCP, time.Second, 24*time.Hour)
-	s.Timeouts.TCPFin = c.seconds("timeouts.tcp_fin", t.GetTcpFin(), s.Timeouts.TCPFin, time.Second, 24*time.Hour)
-	s.Timeouts.UDP = c.seconds("timeouts.udp", t.GetUdp(), s.Timeouts.UDP, time.Second, 24*time.Hour)
+	s.Timeouts.TCP = c.seconds("timeouts.tcp", t.GetTcp(), s.Timeouts.TCP)
+	s.Timeouts.TCPFin = c.seconds("timeouts.tcp_fin", t.GetTcpFin(), s.Timeouts.TCPFin)
+	s.Timeouts.UDP = c.seconds("timeouts.udp", t.GetUdp(), s.Timeouts.UDP)
 	for _, key := range slices.Sorted(maps.Keys(m.Sysctls)) {
 		s.Sysctls[key] = c.sysctl(key, m.Sysctls[key])
 	}
@@ -199,7 +199,7 @@ func (c *checker) services(list []*medwayv1.Service) []Service {
 			first[p] = i
 		}
 		s.Pool = c.name(field("pool"), m.Pool)
-		s.Persistence = c.seconds(field("persistence"), m.Persistence, 0, time.Second, 24*time.Hour)
+		s.Persistence = c.seconds(field("persistence"), m.Persistence, 0)
 		c.persistence(field, m)
 		out = append(out, s)
 	}

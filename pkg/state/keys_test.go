@@ -118,8 +118,12 @@ func FuzzParseKey(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, key string) {
 		k, err := ParseKey(key)
-		if err == nil && k.String() != key {
+		switch {
+		case err != nil:
+			demandPrintable(t, err.Error())
+		case k.String() != key:
 			t.Errorf("%q reads as %+v, which is %q", key, k, k)
 		}
+		demandPrintable(t, Printable(key))
 	})
 }

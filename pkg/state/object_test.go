@@ -175,6 +175,7 @@ func FuzzParseObject(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text []byte) {
 		o, err := ParseObject(text)
 		if err != nil {
+			demandPrintable(t, err.Error())
 			return
 		}
 		if k, err := ParseKey(o.Key.String()); err != nil || k != o.Key {
