@@ -19,6 +19,9 @@ type Options struct {
 	Flips, Rounds int
 	// VIPs is how many "all" are.
 	VIPs int
+	// Loads is how many times the kernel's table is loaded, Changes how many times
+	// each time a weight is changed and changed back.
+	Loads, Changes int
 	// Rest is how long the agent at rest is watched.
 	Rest time.Duration
 	// Progress takes a line for each thing that begins.

@@ -115,6 +115,31 @@ func (p *process) memory() (int64, error) {
 	return 0, fmt.Errorf("/proc/%d/status has no VmRSS", p.cmd.Process.Pid)
 }
 
+// family sums up a measure over the program and its children.
+func (p *process) family(measure func(*process) (int64, error)) (int64, error) {
+	sum, err := measure(p)
+	if err != nil {
+		return 0, err
+	}
+	pid := p.cmd.Process.Pid
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	if err != nil {
+		return 0, err
+	}
+	for _, child := range strings.Fields(string(children)) {
+		id, err := strconv.Atoi(child)
+		if err != nil {
+			return 0, err
+		}
+		n, err := measure(&process{cmd: &exec.Cmd{Process: &os.Process{Pid: id}}})
+		if err != nil {
+			return 0, err
+		}
+		sum += n
+	}
+	return sum, nil
+}
+
 // until calls check until it has no error; when the time is over, the error is
 // what check said last.
 func until(ctx context.Context, limit, every time.Duration, check func() error) error {

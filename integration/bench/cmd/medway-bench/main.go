@@ -36,11 +36,13 @@ func command() *cobra.Command {
 	o := bench.Options{Progress: os.Stderr}
 	flags := root.PersistentFlags()
 	flags.StringVar(&out, "out", ".cache/out/bench", "`folder` of the results")
-	flags.StringVar(&o.Bin, "bin", "bin", "`folder` of the programs")
+	flags.StringVar(&o.Bin, "bin", "", "`folder` of the programs (default: this one's)")
 	flags.StringVar(&o.Dir, "dir", "", "`folder` for data and logs, in memory (default: one in /dev/shm, removed at the end)")
 	flags.IntVar(&o.Flips, "flips", 200, "switches of one VIP")
 	flags.IntVar(&o.Rounds, "rounds", 7, "switches of all VIPs at once")
 	flags.IntVar(&o.VIPs, "vips", 1000, "how many VIPs all are, 2 to 9999")
+	flags.IntVar(&o.Loads, "loads", 3, "times that the kernel's table is loaded by each program")
+	flags.IntVar(&o.Changes, "changes", 5, "times that a weight is changed and changed back after each load")
 	flags.DurationVar(&o.Rest, "rest", time.Minute, "how long to watch an agent at rest")
 	part := func(name, short string, measure func(context.Context, bench.Options) (*bench.Report, error)) *cobra.Command {
 		return &cobra.Command{Use: name, Short: short, Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
@@ -49,6 +51,7 @@ func command() *cobra.Command {
 	}
 	root.AddCommand(
 		part("native", "From put to UPDATE, and an agent at rest, in the network namespace that this is started in", bench.Native),
+		part("kernel", "Loading and changing IPVS, in the network namespace that this is started in", bench.Kernel),
 		&cobra.Command{Use: "report", Short: "Put the parts together and print them", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
 			return bench.Join(out, cmd.OutOrStdout())
 		}},
@@ -69,11 +72,13 @@ func run(ctx context.Context, o bench.Options, out, name string, measure func(co
 		defer os.RemoveAll(dir)
 		o.Dir = dir
 	}
-	bin, err := filepath.Abs(o.Bin)
+	self, err := os.Executable()
 	if err != nil {
 		return err
 	}
-	o.Bin = bin
+	if o.Bin == "" {
+		o.Bin = filepath.Dir(self)
+	}
 	report, err := measure(ctx, o)
 	if err != nil {
 		report.Missing = append(report.Missing, err.Error())
