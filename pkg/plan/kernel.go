@@ -131,10 +131,7 @@ func (h *Host) addVIP(s *state.Snapshot, self Self, v state.VIP) {
 				continue
 			}
 			h.Services[key] = Service{Scheduler: pool.Scheduler, Persistence: service.Persistence}
-			for k, b := range s.Backends {
-				if k.Pool != service.Pool {
-					continue
-				}
+			for _, b := range s.BackendsOf(service.Pool) {
 				weight := pool.Remote
 				if b.Site == self.Site {
 					weight = pool.Local

@@ -54,18 +54,18 @@ func look(in Input, vip string) view {
 	var leased bool
 	v.owner, leased = s.Owner(in.Self.Site, vip)
 	v.owns = leased && v.owner.Node == in.Self.Name && v.owner.Lease == in.Lease
-	for key, claim := range s.Claims {
+	for _, c := range s.ClaimsOf(vip) {
+		claim := c.Claim
 		switch {
-		case key.VIP != vip:
-		case key.Node == in.Self.Name:
+		case c.Node == in.Self.Name:
 			v.claim = claim
 			if claim.Bad {
 				v.claim.MED = 0 // it may stand for anything
 			}
 		case claim.Bad:
-			v.badClaim = key.Node
+			v.badClaim = c.Node
 		case claim.MED != state.NoMED && claim.MED <= v.line && (v.lowest == state.NoMED || claim.MED < v.lowest):
-			v.lowest, v.whose = claim.MED, key.Node
+			v.lowest, v.whose = claim.MED, c.Node
 		}
 	}
 	if v.claim.Revision == 0 {

@@ -1,7 +1,6 @@
 package plan
 
 import (
-	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"maps"
@@ -61,7 +60,7 @@ func Equipped(s *state.Snapshot, vip string) bool {
 		if _, ok := s.Pools[service.Pool]; !ok {
 			return false
 		}
-		if !slices.ContainsFunc(slices.Collect(maps.Keys(s.Backends)), func(k state.BackendKey) bool { return k.Pool == service.Pool }) {
+		if len(s.BackendsOf(service.Pool)) == 0 {
 			return false
 		}
 	}
@@ -98,15 +97,11 @@ func peersOf(s *state.Snapshot, self Self) []string {
 // nodesOf lists the nodes of a VIP by site and name. A node's place in it is
 // its rank: fixed by the plan, not by the moment.
 func nodesOf(s *state.Snapshot, vip string) []string {
+	groups := s.VIPs[vip].Groups
 	var names []string
-	for name, n := range s.Nodes {
-		if s.VIPs[vip].Groups[n.Site] == n.Group {
-			names = append(names, name)
-		}
+	for _, site := range slices.Sorted(maps.Keys(groups)) {
+		names = append(names, s.NodesOf(site, groups[site])...)
 	}
-	slices.SortFunc(names, func(a, b string) int {
-		return cmp.Or(cmp.Compare(s.Nodes[a].Site, s.Nodes[b].Site), cmp.Compare(a, b))
-	})
 	return names
 }
 

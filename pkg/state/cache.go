@@ -14,8 +14,15 @@ import (
 type Cache struct {
 	revision int64
 	entries  map[string]*entry
-	// snapshot is that of the entries as they are, nil after a change.
-	snapshot *Snapshot
+	// facts are the entries of what changes while intent stands: targets, locks,
+	// and what nodes write. Those that touched names have changed since snapshot
+	// was made; faults are theirs.
+	facts   map[string]*entry
+	touched map[string]bool
+	faults  map[string][]Fault
+	// snapshot is the last one that was made; intent holds the intent alone of
+	// the entries as they are, nil after a change of it.
+	snapshot, intent *Snapshot
 }
 
 type entry struct {
@@ -45,11 +52,22 @@ func (v version) is(other version) bool {
 }
 
 // NewCache returns an empty cache.
-func NewCache() *Cache { return &Cache{entries: map[string]*entry{}} }
+func NewCache() *Cache {
+	return &Cache{entries: map[string]*entry{}, facts: map[string]*entry{}, touched: map[string]bool{}}
+}
+
+// ofIntent says whether a kind is what operators want of the hosts, which
+// changes seldom.
+func (k Kind) ofIntent() bool {
+	switch k {
+	case KindSettings, KindLadder, KindVIP, KindPool, KindBackend, KindNode:
+		return true
+	}
+	return false
+}
 
 // Put takes in the value of a key.
 func (c *Cache) Put(key string, value []byte, revision, lease int64) {
-	c.snapshot = nil
 	e := c.entries[key]
 	if e == nil {
 		e = &entry{}
@@ -66,11 +84,25 @@ func (c *Cache) Put(key string, value []byte, revision, lease int64) {
 	if err != nil {
 		e.fault = err.Error()
 	}
+	if e.key.Kind.ofIntent() {
+		c.intent = nil
+	} else {
+		c.facts[key] = e
+		c.touched[key] = true
+	}
 }
 
 // Delete takes in that a key is gone, which is intent like any other.
 func (c *Cache) Delete(key string) {
-	c.snapshot = nil
+	e := c.entries[key]
+	switch {
+	case e == nil:
+	case e.key.Kind.ofIntent():
+		c.intent = nil
+	default:
+		delete(c.facts, key)
+		c.touched[key] = true
+	}
 	delete(c.entries, key)
 }
 
@@ -92,7 +124,7 @@ func (c *Cache) SetRevision(revision int64) { c.revision = revision }
 // Each calls f with the value in force of every key that has one, for keeping
 // it on disk.
 func (c *Cache) Each(f func(key string, value []byte, revision, lease int64)) {
-	c.settle()
+	c.Snapshot() // which settles what is in force
 	for _, key := range slices.Sorted(maps.Keys(c.entries)) {
 		if e := c.entries[key]; e.good.value != nil {
 			f(key, e.good.raw, e.good.revision, e.lease)
@@ -102,45 +134,123 @@ func (c *Cache) Each(f func(key string, value []byte, revision, lease int64)) {
 
 // Snapshot returns the typed form of everything in the cache.
 func (c *Cache) Snapshot() *Snapshot {
-	if c.snapshot == nil {
-		c.snapshot = c.build()
+	if c.intent == nil {
+		c.intent = c.buildIntent()
+		c.snapshot = c.emptyOfFacts()
+		c.faults = map[string][]Fault{}
+		for key := range c.facts {
+			c.touched[key] = true
+		}
+	}
+	if len(c.touched) > 0 {
+		c.snapshot = c.withTouched(c.snapshot)
+		clear(c.touched)
 	}
 	s := *c.snapshot
 	s.Revision = c.revision
 	return &s
 }
 
-func (c *Cache) build() *Snapshot {
+// buildIntent returns a snapshot of intent alone.
+func (c *Cache) buildIntent() *Snapshot {
 	s := &Snapshot{
 		Settings: DefaultSettings(),
 		Ladder:   DefaultLadder(),
 		VIPs:     map[string]VIP{},
 		Pools:    map[string]Pool{},
-		Backends: map[BackendKey]Backend{},
-		Targets:  map[string]Target{},
-		Locks:    map[string]Lock{},
+		Backends: make(map[BackendKey]Backend, len(c.entries)-len(c.facts)),
 		Nodes:    map[string]Node{},
-		Alive:    map[string]Alive{},
-		Owners:   map[OwnerKey]Owner{},
-		Claims:   map[ClaimKey]Claim{},
 	}
 	c.settle()
 	for key, e := range c.entries {
-		for _, reason := range []string{e.fault, e.conflict} {
-			if reason != "" {
-				s.Faults = append(s.Faults, Fault{Key: Printable(key), Reason: shorten(reason, maxErrorText)})
-			}
+		if e.key.Kind.ofIntent() {
+			s.addFaults(key, e)
+			s.addIntent(e)
 		}
-		s.add(e)
 	}
-	s.check()
-	slices.SortFunc(s.Faults, func(a, b Fault) int {
-		return cmp.Or(cmp.Compare(a.Key, b.Key), cmp.Compare(a.Reason, b.Reason))
-	})
+	s.checkVIPs()
+	s.checkNodes()
+	s.checkBackends()
+	s.sortFaults()
+	s.index = newIndex(s)
 	return s
 }
 
-func (s *Snapshot) add(e *entry) {
+func (c *Cache) emptyOfFacts() *Snapshot {
+	s := *c.intent
+	s.Targets, s.Locks, s.Alive = map[string]Target{}, map[string]Lock{}, map[string]Alive{}
+	s.Owners, s.Claims, s.claims = map[OwnerKey]Owner{}, map[ClaimKey]Claim{}, map[string][]NodeClaim{}
+	return &s
+}
+
+// withTouched returns last with the facts that were touched as they are now. A
+// snapshot is never changed once made: what changes is a copy.
+func (c *Cache) withTouched(last *Snapshot) *Snapshot {
+	s := *last
+	kinds := map[Kind]bool{}
+	for key := range c.touched {
+		k, err := ParseKey(key)
+		if err == nil && !kinds[k.Kind] {
+			s.own(k.Kind)
+			kinds[k.Kind] = true
+		}
+		// Faults of this key alone, collected in a snapshot of their own.
+		f := Snapshot{VIPs: s.VIPs, Nodes: s.Nodes}
+		if e := c.facts[key]; e != nil {
+			c.settleFact(e)
+			f.addFaults(key, e)
+			s.addFact(e, &f)
+		} else {
+			s.removeFact(k)
+		}
+		if len(f.Faults) > 0 {
+			c.faults[key] = f.Faults
+		} else {
+			delete(c.faults, key)
+		}
+	}
+	s.Faults = c.intent.Faults
+	if len(c.faults) > 0 {
+		s.Faults = slices.Clone(s.Faults)
+		for _, faults := range c.faults {
+			s.Faults = append(s.Faults, faults...)
+		}
+		s.sortFaults()
+	}
+	return &s
+}
+
+// own makes the map of a kind the snapshot's own.
+func (s *Snapshot) own(k Kind) {
+	switch k {
+	case KindTarget:
+		s.Targets = maps.Clone(s.Targets)
+	case KindLock:
+		s.Locks = maps.Clone(s.Locks)
+	case KindAlive:
+		s.Alive = maps.Clone(s.Alive)
+	case KindOwner:
+		s.Owners = maps.Clone(s.Owners)
+	case KindClaim:
+		s.Claims, s.claims = maps.Clone(s.Claims), maps.Clone(s.claims)
+	}
+}
+
+func (s *Snapshot) sortFaults() {
+	slices.SortFunc(s.Faults, func(a, b Fault) int {
+		return cmp.Or(cmp.Compare(a.Key, b.Key), cmp.Compare(a.Reason, b.Reason))
+	})
+}
+
+func (s *Snapshot) addFaults(key string, e *entry) {
+	for _, reason := range []string{e.fault, e.conflict} {
+		if reason != "" {
+			s.Faults = append(s.Faults, Fault{Key: Printable(key), Reason: shorten(reason, maxErrorText)})
+		}
+	}
+}
+
+func (s *Snapshot) addIntent(e *entry) {
 	k := e.key
 	switch good := e.good.value.(type) {
 	case Settings:
@@ -155,35 +265,66 @@ func (s *Snapshot) add(e *entry) {
 		s.Backends[BackendKey{k.A, k.B}] = good
 	case Node:
 		s.Nodes[k.A] = good
-	case Alive:
-		if e.lease != 0 {
-			s.Alive[k.A] = good
-		} else {
-			s.notice(k, "not bound to a lease: does not count")
-		}
-	case Lock:
-		s.Locks[k.A] = good
-	case MED:
-		s.Claims[ClaimKey{k.A, k.B}] = Claim{MED: good, Revision: e.modRevision, Malformed: e.fault != ""}
-	case string:
-		if k.Kind == KindTarget && e.inForce {
-			s.Targets[k.A] = Target{Site: good, Revision: e.good.revision}
-		}
 	}
+}
+
+// removeFact takes a fact out of the maps, which are the snapshot's own.
+func (s *Snapshot) removeFact(k Key) {
 	switch k.Kind {
+	case KindTarget:
+		delete(s.Targets, k.A)
+	case KindLock:
+		delete(s.Locks, k.A)
+	case KindAlive:
+		delete(s.Alive, k.A)
+	case KindOwner:
+		delete(s.Owners, OwnerKey{k.A, k.B})
+	case KindClaim:
+		delete(s.Claims, ClaimKey{k.A, k.B})
+		s.indexClaim(k.A, k.B)
+	}
+}
+
+// addFact brings a fact into the maps, which are the snapshot's own; notices of
+// it go to f.
+func (s *Snapshot) addFact(e *entry, f *Snapshot) {
+	k := e.key
+	s.removeFact(k)
+	switch k.Kind {
+	case KindTarget:
+		if site, ok := e.good.value.(string); ok && e.inForce {
+			s.Targets[k.A] = Target{Site: site, Revision: e.good.revision}
+		}
+	case KindLock:
+		good, ok := e.good.value.(Lock)
+		if !ok {
+			good = Lock{Malformed: true}
+		}
+		s.Locks[k.A] = good
+		f.checkLock(k)
+	case KindAlive:
+		if good, ok := e.good.value.(Alive); !ok {
+			return
+		} else if e.lease == 0 {
+			f.notice(k, "not bound to a lease: does not count")
+		} else {
+			s.Alive[k.A] = good
+			f.checkAlive(k)
+		}
 	case KindOwner:
 		o := Owner{Revision: e.modRevision, Lease: e.lease}
 		if e.fault == "" {
 			o.Node, _ = e.good.value.(string)
 		}
 		s.Owners[OwnerKey{k.A, k.B}] = o
+		f.checkOwner(k, o)
 	case KindClaim:
-		if e.good.value == nil {
-			s.Claims[ClaimKey{k.A, k.B}] = Claim{MED: NoMED, Revision: e.modRevision, Malformed: true, Bad: true}
+		c := Claim{MED: NoMED, Revision: e.modRevision, Malformed: true, Bad: true}
+		if med, ok := e.good.value.(MED); ok {
+			c = Claim{MED: med, Revision: e.modRevision, Malformed: e.fault != ""}
 		}
-	case KindLock:
-		if e.good.value == nil {
-			s.Locks[k.A] = Lock{Malformed: true}
-		}
+		s.Claims[ClaimKey{k.A, k.B}] = c
+		s.indexClaim(k.A, k.B)
+		f.checkClaim(k, c)
 	}
 }

@@ -2,11 +2,14 @@ package state
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"pgregory.net/rapid"
 )
 
 // filled is a cache with one VIP in dc1 and dc2, its pool and a target, each
@@ -436,5 +439,113 @@ func TestANodeOfAnOlderSchema(t *testing.T) {
 	demandFaults(t, c, "vips/v: field of_schema_9: unknown in schema 2: expected one of addresses")
 	if diff := cmp.Diff(before, c.Snapshot().VIPs["v"], compareAddresses); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// TestStepsMakeTheSameAsAll: a snapshot that was made from the last one and what
+// changed since is the same as one made of everything, and no snapshot changes
+// once made.
+func TestStepsMakeTheSameAsAll(t *testing.T) {
+	values := map[string][]string{
+		"settings":            {`{"settle":"2s"}`, "{"},
+		"pools/p":             {`{}`, `{"scheduler":"wlc"}`, "{"},
+		"backends/p/b":        {`{"site":"dc1","address":"10.1.0.1"}`, `{"site":"dc2","address":"10.1.0.1"}`, `{"site":"dc3","address":"203.0.113.1"}`},
+		"vips/v":              {goodVIP, `{"addresses":["203.0.113.1"],"groups":{"dc1":"g1","dc2":"g2"},"services":[{"protocol":"tcp","port":5060,"pool":"p"}]}`, "?"},
+		"vips/w":              {`{"addresses":["203.0.113.1"],"groups":{"dc2":"g2"},"services":[{"protocol":"tcp","port":5060,"pool":"p"}]}`},
+		"nodes/n1":            {goodNode, "{"},
+		"target_state/v":      {"dc1", "dc2", "dc9", ""},
+		"target_state/w":      {"dc1", "dc2"},
+		"locks/v":             {`{}`, "{"},
+		"alive/n1":            {goodValues[KindAlive], "{"},
+		"owners/dc1/v":        {`{"node":"n1"}`, `{"node":"n2"}`, "{"},
+		"claims/n1/v":         {`{"med":"50"}`, `{"med":"none"}`, "{"},
+		"claims/n2/v":         {`{"med":"50"}`, `{"med":"none"}`, "{"},
+		"claims/n1/w":         {`{"med":"100"}`},
+		"no-such-kind/x":      {"?"},
+		"claims/n1/v/too/far": {"?"},
+	}
+	keys := slices.Sorted(maps.Keys(values))
+	rapid.Check(t, func(t *rapid.T) {
+		c := NewCache()
+		var made []*Snapshot
+		var looked []string
+		for revision := range int64(rapid.IntRange(1, 25).Draw(t, "changes")) {
+			for range rapid.IntRange(1, 3).Draw(t, "at once") {
+				key := rapid.SampledFrom(keys).Draw(t, "key")
+				if rapid.IntRange(0, 4).Draw(t, "delete") == 0 {
+					c.Delete(Prefix + key)
+				} else {
+					putLeased(c, key, rapid.SampledFrom(values[key]).Draw(t, "value"), revision+1, rapid.Int64Range(0, 1).Draw(t, "lease"))
+				}
+			}
+			s := c.Snapshot()
+			made, looked = append(made, s), append(looked, fmt.Sprintf("%+v", *s.withoutIndex()))
+			for _, vip := range []string{"v", "w"} {
+				byHand := &Snapshot{Claims: s.Claims}
+				less := func(a, b NodeClaim) bool { return a.Node < b.Node }
+				if diff := cmp.Diff(byHand.ClaimsOf(vip), s.ClaimsOf(vip), cmpopts.SortSlices(less), cmpopts.EquateEmpty()); diff != "" {
+					t.Fatalf("claims of %s: %s", vip, diff)
+				}
+			}
+			if rapid.Bool().Draw(t, "all") {
+				c.intent = nil // everything anew
+				if diff := cmp.Diff(c.Snapshot(), s, compareAddresses, cmpopts.EquateEmpty()); diff != "" {
+					t.Fatal(diff)
+				}
+			}
+		}
+		for i, s := range made {
+			if now := fmt.Sprintf("%+v", *s.withoutIndex()); now != looked[i] {
+				t.Fatalf("a snapshot has changed:\n%s\n%s", looked[i], now)
+			}
+		}
+	})
+}
+
+func (s *Snapshot) withoutIndex() *Snapshot {
+	c := *s
+	c.index, c.claims = nil, nil
+	return &c
+}
+
+func TestWhatBelongsTogetherIsFound(t *testing.T) {
+	c := filled(t)
+	put(c, "backends/sbc/b1", `{"site":"dc1","address":"10.1.0.1"}`, 5)
+	put(c, "nodes/n2", `{"machine_id":"m","site":"dc1","group":"g1","ipv4":"10.1.0.12","sync_address":"169.254.3.5"}`, 6)
+	put(c, "nodes/n1", goodNode, 6)
+	put(c, "claims/n1/v", `{"med":"50"}`, 7)
+	s := c.Snapshot()
+	for name, s := range map[string]*Snapshot{"of a cache": s, "by hand": s.withoutIndex()} {
+		t.Run(name, func(t *testing.T) {
+			if got := s.NodesOf("dc1", "g1"); !slices.Equal(got, []string{"n1", "n2"}) {
+				t.Errorf("nodes %q", got)
+			}
+			if got := s.BackendsOf("sbc"); len(got) != 1 || got[0].Site != "dc1" {
+				t.Errorf("backends %+v", got)
+			}
+			if got := s.ClaimsOf("v"); len(got) != 1 || got[0].Node != "n1" || got[0].MED != 50 {
+				t.Errorf("claims %+v", got)
+			}
+			if len(s.NodesOf("dc1", "g2"))+len(s.BackendsOf("p"))+len(s.ClaimsOf("w")) != 0 {
+				t.Error("found what is not there")
+			}
+		})
+	}
+}
+
+func TestIntentIsTheSameUntilItChanges(t *testing.T) {
+	c := filled(t)
+	before := c.Snapshot()
+	put(c, "target_state/v", "dc2", 10)
+	put(c, "claims/n1/v", `{"med":"50"}`, 11)
+	if !c.Snapshot().SameIntent(before) {
+		t.Error("a target and a claim are no intent")
+	}
+	put(c, "pools/sbc", `{"scheduler":"wlc"}`, 12)
+	if c.Snapshot().SameIntent(before) {
+		t.Error("a pool has changed")
+	}
+	if (&Snapshot{}).SameIntent(&Snapshot{}) {
+		t.Error("nothing is known of snapshots made by hand")
 	}
 }

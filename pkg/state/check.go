@@ -5,33 +5,25 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 )
 
-// check finds what is wrong between keys that are in force each by itself. It
-// only tells of it: nothing is taken out of force.
-func (s *Snapshot) check() {
-	s.checkVIPs()
-	s.checkNodes()
-	for _, k := range slices.SortedFunc(maps.Keys(s.Backends), BackendKey.compare) {
+// The checks find what is wrong between keys that are in force each by itself.
+// They only tell of it: nothing is taken out of force.
+
+func (s *Snapshot) checkBackends() {
+	inSite := map[string]bool{}
+	for _, n := range s.Nodes {
+		inSite[n.Site] = true
+	}
+	for k, b := range s.Backends {
 		key := Key{Kind: KindBackend, A: k.Pool, B: k.Name}
 		if _, ok := s.Pools[k.Pool]; !ok {
 			s.fault(key, "pool %q does not exist", k.Pool)
 		}
-		if site := s.Backends[k].Site; len(s.Nodes) > 0 && !s.hasNode(site, "") {
-			s.notice(key, "field site: no node is in site %q: the weight is that of a remote backend everywhere", site)
+		if len(s.Nodes) > 0 && !inSite[b.Site] {
+			s.notice(key, "field site: no node is in site %q: the weight is that of a remote backend everywhere", b.Site)
 		}
 	}
-	for name := range s.Locks {
-		if _, ok := s.VIPs[name]; !ok {
-			s.notice(Key{Kind: KindLock, A: name}, "VIP %q does not exist", name)
-		}
-	}
-	s.checkLeased()
-}
-
-func (k BackendKey) compare(other BackendKey) int {
-	return strings.Compare(k.Pool+"/"+k.Name, other.Pool+"/"+other.Name)
 }
 
 func (s *Snapshot) fault(k Key, format string, args ...any) {
@@ -44,7 +36,11 @@ func (s *Snapshot) notice(k Key, format string, args ...any) {
 }
 
 func (s *Snapshot) checkVIPs() {
-	families := s.families()
+	v4, v6 := s.families()
+	inGroup := map[[2]string]bool{}
+	for _, n := range s.Nodes {
+		inGroup[[2]string{n.Site, n.Group}] = true
+	}
 	for name, v := range s.VIPs {
 		key := Key{Kind: KindVIP, A: name}
 		for i, service := range v.Services {
@@ -52,39 +48,33 @@ func (s *Snapshot) checkVIPs() {
 				s.fault(key, "field services[%d].pool: pool %q does not exist: the service stays as it is", i, service.Pool)
 				continue
 			}
-			for _, family := range []string{"IPv4", "IPv6"} {
-				needs := slices.ContainsFunc(v.Addresses, func(a netip.Addr) bool { return a.Is6() == (family == "IPv6") })
-				if needs && !families[service.Pool+"/"+family] {
-					s.notice(key, "field services[%d].pool: pool %q has no backend with an %s address", i, service.Pool, family)
-				}
+			if slices.ContainsFunc(v.Addresses, netip.Addr.Is4) && !v4[service.Pool] {
+				s.notice(key, "field services[%d].pool: pool %q has no backend with an IPv4 address", i, service.Pool)
+			}
+			if slices.ContainsFunc(v.Addresses, netip.Addr.Is6) && !v6[service.Pool] {
+				s.notice(key, "field services[%d].pool: pool %q has no backend with an IPv6 address", i, service.Pool)
 			}
 		}
-		for _, site := range slices.Sorted(maps.Keys(v.Groups)) {
-			if len(s.Nodes) > 0 && !s.hasNode(site, v.Groups[site]) {
-				s.notice(key, "field groups.%s: value %q: no node is in this group", site, v.Groups[site])
+		for site, group := range v.Groups {
+			if len(s.Nodes) > 0 && !inGroup[[2]string{site, group}] {
+				s.notice(key, "field groups.%s: value %q: no node is in this group", site, group)
 			}
 		}
 	}
 }
 
-// families are the pools that have a backend of a family, as "pool/family".
-func (s *Snapshot) families() map[string]bool {
-	out := map[string]bool{}
+// families are the pools that have a backend of each family.
+func (s *Snapshot) families() (v4, v6 map[string]bool) {
+	v4, v6 = map[string]bool{}, map[string]bool{}
 	for k, b := range s.Backends {
-		out[k.Pool+"/IPv4"] = out[k.Pool+"/IPv4"] || b.IPv4.IsValid()
-		out[k.Pool+"/IPv6"] = out[k.Pool+"/IPv6"] || b.IPv6.IsValid()
-	}
-	return out
-}
-
-// hasNode says whether a node is in a group of a site, "" for any group.
-func (s *Snapshot) hasNode(site, group string) bool {
-	for _, n := range s.Nodes {
-		if n.Site == site && (n.Group == group || group == "") {
-			return true
+		if b.IPv4.IsValid() {
+			v4[k.Pool] = true
+		}
+		if b.IPv6.IsValid() {
+			v6[k.Pool] = true
 		}
 	}
-	return false
+	return v4, v6
 }
 
 // checkNodes tells of nodes that share an address. Both stay: ranks on the
@@ -115,26 +105,33 @@ func (s *Snapshot) checkNodes() {
 	}
 }
 
-// checkLeased tells of what nodes write and other hands have touched.
-func (s *Snapshot) checkLeased() {
-	for k, o := range s.Owners {
-		key := Key{Kind: KindOwner, A: k.Site, B: k.VIP}
-		if _, known := s.Nodes[o.Node]; o.Node != "" && !known {
-			s.notice(key, "node %q does not exist", o.Node)
-		}
-		if o.Lease == 0 {
-			s.notice(key, "not bound to a lease: counts as absent")
-		}
+// The rest is about one fact each: what nodes write, and other hands have
+// touched.
+
+func (s *Snapshot) checkLock(k Key) {
+	if _, ok := s.VIPs[k.A]; !ok {
+		s.notice(k, "VIP %q does not exist", k.A)
 	}
-	for name := range s.Alive {
-		if _, known := s.Nodes[name]; !known {
-			s.notice(Key{Kind: KindAlive, A: name}, "node %q does not exist", name)
-		}
+}
+
+func (s *Snapshot) checkOwner(k Key, o Owner) {
+	if _, known := s.Nodes[o.Node]; o.Node != "" && !known {
+		s.notice(k, "node %q does not exist", o.Node)
 	}
-	for k, claim := range s.Claims {
-		if _, known := s.Nodes[k.Node]; !known && (claim.Bad || claim.MED != NoMED) {
-			s.notice(Key{Kind: KindClaim, A: k.Node, B: k.VIP}, "node %q does not exist: its claim counts until the key is deleted", k.Node)
-		}
+	if o.Lease == 0 {
+		s.notice(k, "not bound to a lease: counts as absent")
+	}
+}
+
+func (s *Snapshot) checkAlive(k Key) {
+	if _, known := s.Nodes[k.A]; !known {
+		s.notice(k, "node %q does not exist", k.A)
+	}
+}
+
+func (s *Snapshot) checkClaim(k Key, c Claim) {
+	if _, known := s.Nodes[k.A]; !known && (c.Bad || c.MED != NoMED) {
+		s.notice(k, "node %q does not exist: its claim counts until the key is deleted", k.A)
 	}
 }
 

@@ -15,7 +15,7 @@ import (
 	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
 )
 
-var compareAddresses = cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})
+var compareAddresses = cmp.Options{cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}), cmpopts.IgnoreUnexported(Snapshot{})}
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 

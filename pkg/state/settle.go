@@ -39,8 +39,7 @@ func (c *Cache) settle() {
 			} else {
 				pending = append(pending, e)
 			}
-		case KindTarget:
-		default:
+		case KindSettings, KindLadder, KindPool:
 			e.good = e.latest
 		}
 	}
@@ -56,7 +55,6 @@ func (c *Cache) settle() {
 		stays = append(stays, loser)
 		pending = slices.DeleteFunc(pending, func(e *entry) bool { return e == loser })
 	}
-	c.settleTargets()
 }
 
 // older orders by who has the better right to what is in force nowhere yet.
@@ -67,7 +65,8 @@ func older(a, b *entry) int {
 		}
 		return 1
 	}
-	return cmp.Or(cmp.Compare(host(a), host(b)), cmp.Compare(a.latest.revision, b.latest.revision), cmp.Compare(a.key.String(), b.key.String()))
+	return cmp.Or(cmp.Compare(host(a), host(b)), cmp.Compare(a.latest.revision, b.latest.revision),
+		cmp.Compare(a.key.Kind, b.key.Kind), cmp.Compare(a.key.A, b.key.A), cmp.Compare(a.key.B, b.key.B))
 }
 
 // admit puts the latest value of each pending entry in force that can stand
@@ -75,7 +74,7 @@ func older(a, b *entry) int {
 // another was given it, admit returns that one and changes nothing in force.
 func admit(stays, pending []*entry, pools map[string]bool) (loser *entry) {
 	h := holdings{
-		addresses: map[netip.Addr]string{}, hosts: map[netip.Addr]string{}, members: map[member]string{},
+		addresses: map[netip.Addr]string{}, hosts: make(map[netip.Addr]string, len(stays)), members: make(map[member]string, len(stays)),
 		groups: map[[2]string]bool{}, pools: pools,
 	}
 	for _, e := range stays {
@@ -275,37 +274,29 @@ func common(before, after any) any {
 	return nil
 }
 
-// settleTargets lets a target take force only if it names a site of its VIP;
-// otherwise the last one that did stays, with its revision.
-func (c *Cache) settleTargets() {
-	for _, e := range c.entries {
-		e.inForce = false
-		if e.key.Kind != KindTarget || e.latest.value == nil {
-			continue
-		}
-		e.conflict = ""
-		site := e.latest.value.(string)
-		v, ok := c.vip(e.key.A)
-		_, member := v.Groups[site]
-		switch {
-		case member:
-			e.good = e.latest
-		case !ok:
-			e.conflict = fmt.Sprintf("VIP %q does not exist", e.key.A)
-		default:
-			e.conflict = fmt.Sprintf("site %q: expected a site of the VIP, one of %s", site, list(v.Groups))
-		}
-		last, _ := e.good.value.(string)
-		_, e.inForce = v.Groups[last]
+// settleFact puts in force what decodes, but a target only if it names a site of
+// its VIP; otherwise the last one that did stays, with its revision.
+func (c *Cache) settleFact(e *entry) {
+	if e.key.Kind != KindTarget {
+		e.good = e.latest
+		return
 	}
-}
-
-// vip is the value in force of a VIP.
-func (c *Cache) vip(name string) (VIP, bool) {
-	e := c.entries[Key{Kind: KindVIP, A: name}.String()]
-	if e == nil {
-		return VIP{}, false
+	e.inForce = false
+	if e.latest.value == nil {
+		return
 	}
-	v, ok := e.good.value.(VIP)
-	return v, ok
+	e.conflict = ""
+	site := e.latest.value.(string)
+	v, ok := c.intent.VIPs[e.key.A]
+	_, member := v.Groups[site]
+	switch {
+	case member:
+		e.good = e.latest
+	case !ok:
+		e.conflict = fmt.Sprintf("VIP %q does not exist", e.key.A)
+	default:
+		e.conflict = fmt.Sprintf("site %q: expected a site of the VIP, one of %s", site, list(v.Groups))
+	}
+	last, _ := e.good.value.(string)
+	_, e.inForce = v.Groups[last]
 }

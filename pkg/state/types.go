@@ -218,6 +218,10 @@ type Snapshot struct {
 	Owners   map[OwnerKey]Owner
 	Claims   map[ClaimKey]Claim
 	Faults   []Fault // sorted by key
+
+	// What a cache adds, to find things fast; nil in a snapshot made by hand.
+	index  *index
+	claims map[string][]NodeClaim // by VIP
 }
 
 // DefaultSettings are in force while the key is absent, field by field.

@@ -63,10 +63,14 @@ type session struct {
 	// wire is what has been written to the present session and not withdrawn.
 	wire     routes
 	endOfRIB map[bgp.Family]bool
+	// taken tells that all of Speaker.want was found written and acknowledged.
+	// It stays so until something else is wanted or written: the kernel's table
+	// of connections takes milliseconds to read.
+	taken bool
 }
 
 func (n *session) forget() {
-	n.wire, n.endOfRIB, n.heard = routes{}, map[bgp.Family]bool{}, 0
+	n.wire, n.endOfRIB, n.heard, n.taken = routes{}, map[bgp.Family]bool{}, 0, false
 }
 
 // written tells whether all of want, and nothing else, is on the wire.
@@ -99,8 +103,8 @@ func (s *Speaker) Sessions() []Session {
 	out := make([]Session, 0, len(s.sessions))
 	for _, n := range s.sessions {
 		view := Session{Neighbor: n.Address, AS: n.AS, Established: n.established, Since: n.since, LastError: n.lastError}
-		view.Pending = n.established && !n.written(s.cfg, s.want)
-		if n.established && !view.Pending {
+		view.Pending = n.established && !n.taken && !n.written(s.cfg, s.want)
+		if n.established && !n.taken && !view.Pending {
 			six := n.Address.Is6()
 			if queues[six] == nil {
 				q, err := unacknowledged(six)
@@ -110,7 +114,8 @@ func (s *Speaker) Sessions() []Session {
 				queues[six] = q
 			}
 			bytes, ok := queues[six][n.conn]
-			view.Pending = !ok || bytes > 0
+			n.taken = ok && bytes == 0
+			view.Pending = !n.taken
 		}
 		out = append(out, view)
 	}
@@ -132,6 +137,7 @@ func (s *Speaker) onSent(peer netip.Addr, u update) {
 	if n == nil {
 		return
 	}
+	n.taken = false
 	for _, p := range u.withdrawn {
 		delete(n.wire, p)
 	}

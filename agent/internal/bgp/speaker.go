@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"strings"
 	"sync"
@@ -147,6 +148,11 @@ func (s *Speaker) Set(ctx context.Context, set []plan.Announcement) error {
 		return ErrStopped
 	}
 	s.mu.Lock()
+	if !maps.EqualFunc(want, s.want, equal) {
+		for _, n := range s.sessions {
+			n.taken = false
+		}
+	}
 	s.want = want
 	s.mu.Unlock()
 	if s.server == nil {
