@@ -1,7 +1,7 @@
 # medway: `make help` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build generate lint test fuzz demo lab lab-shell lab-status lab-down clean
+.PHONY: help setup build generate lint test fuzz bench demo lab lab-shell lab-status lab-down clean
 
 GO        ?= go
 PROGRAMS  := medway-agent medwayctl medway-lab sbc etcd etcdctl
@@ -47,6 +47,12 @@ test: setup build ## Run every test, those of the kernel and of the lab included
 
 fuzz: ## Run every fuzz target for FUZZTIME (default 30s), with a line of figures each
 	@scripts/fuzz.sh
+
+bench: build ## Measure medway beside etcd, GoBGP, ExaBGP and Keepalived: about 10 minutes; docs/benchmarks.md (ARGS="native --flips 50")
+	@scripts/setup.sh bench
+	@$(BUILD) -o bin/medway-bench ./integration/bench/cmd/medway-bench
+	@CGO_ENABLED=0 $(GO) test -c -trimpath -o bin/medway-agent-on-fakes ./agent
+	@scripts/bench.sh $(ARGS)
 
 demo: setup build ## Move live calls from one data centre to the other and back, and draw it (ARGS="--sabotage tee" must fail)
 	@scripts/demo.sh $(ARGS)

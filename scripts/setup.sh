@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Prepares this machine for the demo, the drills and the integration tests: packages, and, only where the
 # running kernel has no IPVS, a kernel for the virtual machine of vm.sh. Run it as often as you like.
+# setup.sh bench: what the benchmark compares with, too.
 set -euo pipefail
 PROG=setup
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 BASE_PACKAGES=(iproute2 iptables ipset ipvsadm bird2 sip-tester tcpdump kmod procps librsvg2-bin fonts-dejavu-core)
+BENCH_PACKAGES=(exabgp keepalived)
 VM_PACKAGES=(qemu-system-x86 cpio busybox-static dropbear-bin openssh-client)
 APT=(apt-get -qq -o DPkg::Lock::Timeout=300 -o Acquire::Retries=2)
 POLICY=/usr/sbin/policy-rc.d
@@ -46,7 +48,12 @@ install_packages() {
     policy_is_ours=1
     chmod 755 "$POLICY"
   fi
-  for p in "${missing[@]}"; do [[ $p != bird2 ]] || units=(bird.service); done
+  for p in "${missing[@]}"; do
+    case $p in
+      bird2) units+=(bird.service) ;;
+      exabgp | keepalived) units+=("$p.service") ;;
+    esac
+  done
   if ! DEBIAN_FRONTEND=noninteractive "${APT[@]}" install --no-install-recommends "${missing[@]}" >"$CACHE/apt.log" 2>&1; then
     tail -n 5 "$CACHE/apt.log" >&2
     problem "packages ${missing[*]}: apt-get could not install them (no network? the whole log: $CACHE/apt.log)"
@@ -138,6 +145,7 @@ fi
 mkdir -p "$CACHE" "$OUT"
 
 install_packages "${BASE_PACKAGES[@]}"
+if [[ ${1:-} == bench ]]; then install_packages "${BENCH_PACKAGES[@]}"; fi
 if host_has_ipvs; then
   say "kernel: $(uname -r) has IPVS and IPIP; no virtual machine needed"
 else
