@@ -14,7 +14,9 @@ import (
 	"github.com/medway-lb/medway/pkg/state"
 )
 
-var compareAddresses = cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})
+// How to compare snapshots: addresses as values, and without what is only found
+// by them.
+var compareAddresses = cmp.Options{cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}), cmpopts.IgnoreUnexported(state.Snapshot{})}
 
 const lease = 7
 
