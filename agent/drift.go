@@ -126,6 +126,15 @@ func brief(e reconcile.Edit) string {
 	return fmt.Sprintf("%s; and %d more", e, more)
 }
 
+// briefLines are changes as a diff, one line each.
+func briefLines(edits []reconcile.Edit) []string {
+	var lines []string
+	for _, e := range edits {
+		lines = append(lines, mark(e.Op)+" "+brief(e)+was(e))
+	}
+	return lines
+}
+
 // logLines logs one line after the other, up to a limit.
 func logLines(log func(string, ...zap.Field), lines []string) {
 	for i, line := range lines {
