@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"math/bits"
 	"sync"
@@ -53,7 +54,7 @@ func (d *drift) split(w *wanted, r reconcile.Report) (planned, mended []reconcil
 	d.plan, d.undone = w, map[string]bool{}
 	for _, err := range r.Failed {
 		what := "" // a table that could not be read: anything may have been left undone
-		if f, ok := err.(*reconcile.Failure); ok {
+		if f := (*reconcile.Failure)(nil); errors.As(err, &f) {
 			what = f.Table + " " + f.Key
 		}
 		d.undone[what] = true
@@ -124,6 +125,15 @@ func brief(e reconcile.Edit) string {
 	}
 	e.Commands = e.Commands[:most]
 	return fmt.Sprintf("%s; and %d more", e, more)
+}
+
+// briefLines are changes as a diff, one line each.
+func briefLines(edits []reconcile.Edit) []string {
+	var lines []string
+	for _, e := range edits {
+		lines = append(lines, mark(e.Op)+" "+brief(e)+was(e))
+	}
+	return lines
 }
 
 // logLines logs one line after the other, up to a limit.

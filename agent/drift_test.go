@@ -118,6 +118,17 @@ func TestDriftDoesNotFloodTheLog(t *testing.T) {
 	}
 }
 
+func TestBriefLines(t *testing.T) {
+	chain := made(reconcile.Update, "chain", "MEDWAY-INPUT", "-j DROP")
+	chain.Commands[0].Op = reconcile.Create
+	want := []string{"+ set a", `~ set b   # was "1"`, "~ set MEDWAY-INPUT", "- set c"}
+	if got := briefLines([]reconcile.Edit{
+		made(reconcile.Create, "link", "a", ""), made(reconcile.Update, "link", "b", "1"), chain, made(reconcile.Delete, "link", "c", "1"),
+	}); !slices.Equal(got, want) {
+		t.Errorf("%q, expected %q", got, want)
+	}
+}
+
 // A chain of hundreds of rules is one thing that was mended.
 func TestBriefOfManyCommands(t *testing.T) {
 	e := reconcile.Edit{Op: reconcile.Create, Text: reconcile.Text{Table: "chain"}}

@@ -64,7 +64,7 @@ func (a *Agent) reconcile(ctx context.Context) error {
 		a.drift.record(a.log, mended)
 		if len(planned) > 0 {
 			a.log.Info(fmt.Sprintf("kernel brought to the plan: %d changes", len(planned)))
-			logLines(a.log.Info, editLines(planned))
+			logLines(a.log.Info, briefLines(planned))
 		} else {
 			a.log.Debug("kernel agrees with the plan")
 		}

@@ -79,7 +79,7 @@ func paste(t *testing.T, p *Preview) {
 	}
 	var script []string
 	for line := range strings.Lines(text.String()) {
-		if len(line) > 2 && strings.Contains("+~-", line[:1]) && !strings.HasPrefix(line[2:], "route ") {
+		if len(line) > 2 && strings.IndexAny(line, "+~-") == 0 && !strings.HasPrefix(line[2:], "route ") {
 			script = append(script, line[2:])
 		}
 	}

@@ -13,26 +13,30 @@ func mark(op reconcile.Op) string {
 	return map[reconcile.Op]string{reconcile.Create: "+", reconcile.Update: "~", reconcile.Delete: "-"}[op]
 }
 
+// was says what an updated object was, behind its command.
+func was(e reconcile.Edit) string {
+	if e.Op != reconcile.Update || e.Old == "" || len(e.Commands) > 0 && e.Commands[0].Op != e.Op {
+		return "" // of a chain each rule says what becomes of it
+	}
+	return fmt.Sprintf("   # was %q", e.Old)
+}
+
 // editLines are changes as a diff of commands: what follows the mark is for a
 // shell. What no command does is said in words.
 func editLines(edits []reconcile.Edit) []string {
 	var out []string
 	for _, e := range edits {
-		was := ""
-		if e.Op == reconcile.Update && e.Old != "" {
-			was = fmt.Sprintf("   # was %q", e.Old)
-		}
 		if len(e.Commands) == 0 {
 			value := e.New
 			if e.Op == reconcile.Delete {
 				value = e.Old
 			}
-			out = append(out, strings.TrimRight(mark(e.Op)+" "+e.Key+" "+value, " ")+was)
+			out = append(out, strings.TrimRight(mark(e.Op)+" "+e.Key+" "+value, " ")+was(e))
 		}
 		for i, c := range e.Commands {
 			line := mark(c.Op) + " " + c.Line
-			if i == 0 && c.Op == reconcile.Update {
-				line += was
+			if i == 0 {
+				line += was(e)
 			}
 			out = append(out, line)
 		}
