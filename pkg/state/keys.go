@@ -73,7 +73,7 @@ func CheckName(name string) error {
 // ParseKey splits a key below Prefix into its parts.
 func ParseKey(key string) (Key, error) {
 	wrong := func(format string, args ...any) (Key, error) {
-		return Key{}, fmt.Errorf("key %s: %s", Quote(key), fmt.Sprintf(format, args...))
+		return Key{}, errors.New(shorten(fmt.Sprintf("key %s: %s", Quote(key), fmt.Sprintf(format, args...)), maxErrorText))
 	}
 	rest, ok := strings.CutPrefix(key, Prefix)
 	if !ok {
