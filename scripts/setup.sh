@@ -7,7 +7,7 @@ PROG=setup
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-BASE_PACKAGES=(iproute2 iptables ipset ipvsadm bird2 sip-tester tcpdump kmod procps librsvg2-bin fonts-dejavu-core)
+BASE_PACKAGES=(iproute2 iptables ipset ipvsadm bird2 frr sip-tester tcpdump kmod procps librsvg2-bin fonts-dejavu-core)
 BENCH_PACKAGES=(exabgp keepalived)
 VM_PACKAGES=(qemu-system-x86 cpio busybox-static dropbear-bin openssh-client)
 APT=(apt-get -qq -o DPkg::Lock::Timeout=300 -o Acquire::Retries=2)
@@ -42,7 +42,7 @@ install_packages() {
   fi
   update_lists
   say "packages: installing ${missing[*]} ... (20 to 90 s)"
-  # No daemon (bird's) is to start on this machine: Debian asks policy-rc.d, 101 means no.
+  # No daemon (bird's, FRR's) is to start on this machine: Debian asks policy-rc.d, 101 means no.
   # "set -C" creates it or fails: one that is already there stays, and says what its owner wants.
   if (set -C; printf '#!/bin/sh\nexit 101\n' >"$POLICY") 2>/dev/null; then
     policy_is_ours=1
@@ -51,7 +51,7 @@ install_packages() {
   for p in "${missing[@]}"; do
     case $p in
       bird2) units+=(bird.service) ;;
-      exabgp | keepalived) units+=("$p.service") ;;
+      exabgp | frr | keepalived) units+=("$p.service") ;;
     esac
   done
   if ! DEBIAN_FRONTEND=noninteractive "${APT[@]}" install --no-install-recommends "${missing[@]}" >"$CACHE/apt.log" 2>&1; then
@@ -59,7 +59,7 @@ install_packages() {
     problem "packages ${missing[*]}: apt-get could not install them (no network? the whole log: $CACHE/apt.log)"
   fi
   if [[ $policy_is_ours ]]; then rm -f "$POLICY"; policy_is_ours=; fi
-  # Nor at the next boot. Only for what we have just installed: an operator's own bird stays as it is.
+  # Nor at the next boot. Only for what we have just installed: an operator's own stay as they are.
   if ((${#units[@]})) && have systemctl; then systemctl -q disable "${units[@]}" >/dev/null 2>&1 || true; fi
   say "packages: done ($((SECONDS - started)) s)"
 }

@@ -28,13 +28,13 @@ type lab struct {
 
 // require skips the test where the lab can't be had; with
 // MEDWAY_REQUIRE_KERNEL=1 it fails instead.
-func require(t *testing.T) {
+func require(t *testing.T, programs ...string) {
 	t.Helper()
 	missing := ""
 	if os.Getuid() != 0 {
 		missing = "root"
 	}
-	for _, p := range []string{"ip", "bird", "birdc"} {
+	for _, p := range append([]string{"ip", "bird", "birdc"}, programs...) {
 		if _, err := exec.LookPath(p); err != nil {
 			missing = p
 		}
@@ -151,6 +151,7 @@ type router struct {
 	ip       netip.Addr // of the session; the zero value: that on the segment
 	flood    int        // routes that it sends us
 	host     string     // the speaker's AS; "" is 65000
+	text     string     // the whole configuration, in place of the lab's
 
 	t   *testing.T
 	i   int
@@ -170,6 +171,9 @@ func (r *router) address() netip.Addr {
 }
 
 func (r *router) config() string {
+	if r.text != "" {
+		return r.text
+	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "log stderr { warning, error, fatal, bug, auth, remote, trace };\nrouter id 10.77.0.%d;\nprotocol device {}\nprotocol bfd {}\n", 10+r.i)
 	// A route for the speaker to refuse.
