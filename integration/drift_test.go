@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/medway-lb/medway/integration/drill"
 	"github.com/medway-lb/medway/integration/lab"
@@ -153,19 +154,21 @@ var foreignTools = []string{
 
 // make is given to up: it puts the objects on every LVS host.
 func (f foreign) make(ctx context.Context, l *lab.Lab) error {
-	for _, node := range hosts {
-		for _, command := range foreignObjects {
-			if _, err := l.Output(ctx, node, strings.Fields(command)...); err != nil {
-				return err
+	shown := make([]map[string]string, len(hosts))
+	var all errgroup.Group
+	for i, node := range hosts {
+		all.Go(func() (err error) {
+			if _, err = l.Output(ctx, node, "sh", "-exc", strings.Join(foreignObjects, "\n")); err == nil {
+				shown[i], err = f.read(ctx, l, node)
 			}
-		}
-		shown, err := f.read(ctx, l, node)
-		if err != nil {
 			return err
-		}
-		f[node] = shown
+		})
 	}
-	return nil
+	err := all.Wait()
+	for i, node := range hosts {
+		f[node] = shown[i]
+	}
+	return err
 }
 
 // read returns the lines that are about the objects.
