@@ -38,7 +38,8 @@ type Config struct {
 	StateDir string `yaml:"state_dir"`
 }
 
-// Addresses are where other nodes and backends reach the host.
+// Addresses are where other nodes and backends reach the host: one of each
+// family at most, and one at least.
 type Addresses struct {
 	IPv4 netip.Addr `yaml:"ipv4"`
 	IPv6 netip.Addr `yaml:"ipv6"`
@@ -136,8 +137,12 @@ func (c Config) Validate() error {
 			wrong(f.field, f.name, "a name of 1 to 63 of a-z, 0-9 and '-', not beginning or ending with '-'")
 		}
 	}
-	if !c.Addresses.IPv4.Is4() || !c.Addresses.IPv4.IsGlobalUnicast() {
-		wrong("addresses.ipv4", c.Addresses.IPv4, "an IPv4 unicast address of this host")
+	v4, v6 := c.Addresses.IPv4, c.Addresses.IPv6
+	if (v4.IsValid() || !v6.IsValid()) && !(v4.Is4() && v4.IsGlobalUnicast()) {
+		wrong("addresses.ipv4", v4, "an IPv4 unicast address of this host")
+	}
+	if v6.IsValid() && !(v6.Is6() && !v6.Is4In6() && v6.Zone() == "" && v6.IsGlobalUnicast()) {
+		wrong("addresses.ipv6", v6, "an IPv6 unicast address of this host")
 	}
 	if !validDevice(c.Uplink) {
 		wrong("uplink", c.Uplink, "the name of a network device: 1 to 15 bytes without white space, '/' or ':'")
@@ -342,5 +347,7 @@ func (b BGP) passwords() (map[netip.Addr]string, error) {
 }
 
 func (c Config) self() plan.Self {
-	return plan.Self{Name: c.Node, Site: c.Site, Group: c.Group, IPv4: c.Addresses.IPv4, Uplink: c.Uplink}
+	return plan.Self{
+		Name: c.Node, Site: c.Site, Group: c.Group, IPv4: c.Addresses.IPv4, IPv6: c.Addresses.IPv6, Uplink: c.Uplink,
+	}
 }

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"sync"
 
 	"github.com/medway-lb/medway/agent/internal/firewall"
 	"github.com/medway-lb/medway/agent/internal/ipvs"
@@ -17,93 +18,179 @@ import (
 
 // dataplane is the host's kernel: everything but the routes that BGP carries.
 type dataplane struct {
-	link     *link.Kernel
-	firewall *firewall.Kernel
-	ipvs     *ipvs.Kernel
+	link      *link.Kernel
+	firewalls map[plan.Family]*firewall.Kernel
+	ipvs      *ipvs.Kernel
 }
 
-func openDataplane() (*dataplane, error) {
+func openDataplane() (d *dataplane, err error) {
+	d = &dataplane{}
 	// ipvs first: opening it loads the module, whose sysctls come after.
-	ipvs, err := ipvs.New()
-	if err != nil {
+	if d.ipvs, err = ipvs.New(); err != nil {
 		return nil, err
 	}
-	return openAround(ipvs)
+	return d, d.open()
 }
 
 // readDataplane opens the kernel for looking only; where it has no IPVS, loaded
 // is false.
 func readDataplane() (d *dataplane, loaded bool, err error) {
-	ipvs, loaded, err := ipvs.NewReader()
-	if err != nil {
+	d = &dataplane{}
+	if d.ipvs, loaded, err = ipvs.NewReader(); err != nil {
 		return nil, false, err
 	}
-	d, err = openAround(ipvs)
-	return d, loaded, err
+	return d, loaded, d.open()
 }
 
-func openAround(ipvs *ipvs.Kernel) (*dataplane, error) {
-	link, err := link.New()
-	if err != nil {
-		ipvs.Close()
-		return nil, err
+// open opens all but IPVS.
+func (d *dataplane) open() (err error) {
+	defer func() {
+		if err != nil {
+			d.close()
+		}
+	}()
+	if d.link, err = link.New(); err != nil {
+		return err
 	}
-	firewall, err := firewall.New(firewall.IPv4)
-	if err != nil {
-		ipvs.Close()
-		link.Close()
-		return nil, err
+	d.firewalls = map[plan.Family]*firewall.Kernel{}
+	for _, family := range families {
+		if d.firewalls[family], err = firewall.New(family); err != nil {
+			return err
+		}
 	}
-	return &dataplane{link: link, firewall: firewall, ipvs: ipvs}, nil
+	return nil
 }
+
+var families = []plan.Family{plan.IPv4, plan.IPv6}
 
 func (d *dataplane) close() {
-	d.link.Close()
-	d.ipvs.Close()
+	if d.link != nil {
+		d.link.Close()
+	}
+	if d.ipvs != nil {
+		d.ipvs.Close()
+	}
 }
 
-// apply brings the kernel to the plan.
+// apply brings the kernel to the plan. VIPs that stand on medway0 and are not
+// planned stay closed while they are taken down, which may fail: only then go
+// the rules that close them.
 func (d *dataplane) apply(ctx context.Context, h plan.Host) reconcile.Report {
-	steps, err := d.steps(ctx, h)
+	vips, err := d.vips(ctx)
 	if err != nil {
 		return reconcile.Report{Failed: []error{err}}
 	}
-	return reconcile.Run(ctx, steps...)
+	leaving := h.Unplanned(vips)
+	if len(leaving) == 0 {
+		return reconcile.Run(ctx, d.steps(ctx, h, vips)...)
+	}
+	// What both runs do together: rules that come and go between are nobody's news.
+	edits, err := reconcile.Preview(ctx, d.steps(ctx, h, vips)...)
+	report := reconcile.Run(ctx, d.steps(ctx, h.Closing(leaving), vips)...)
+	if err != nil || report.Err() != nil {
+		return report
+	}
+	return reconcile.Report{Done: edits, Failed: reconcile.Run(ctx, d.steps(ctx, h, vips)...).Failed}
 }
 
 // preview returns what apply would do.
 func (d *dataplane) preview(ctx context.Context, h plan.Host) ([]reconcile.Edit, error) {
-	steps, err := d.steps(ctx, h)
+	vips, err := d.vips(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return reconcile.Preview(ctx, steps...)
+	return reconcile.Preview(ctx, d.steps(ctx, h, vips)...)
 }
 
-// steps are the tables in the order of ARCHITECTURE: devices, parameters, then
-// the firewall before the addresses that it closes, and the services that rest
-// on them. Deletions go the other way.
-func (d *dataplane) steps(ctx context.Context, h plan.Host) ([]reconcile.Step, error) {
-	vips, err := d.vips(ctx, h)
-	if err != nil {
-		return nil, err
+// steps are the tables with what they should hold. The order is that of
+// ARCHITECTURE: devices, parameters, then the firewall before the addresses
+// that it closes, and the services that rest on them. Deletions go the other
+// way.
+//
+// IPVS services are medway's if they belong to a planned VIP, or to one that
+// stands on medway0: a VIP that was taken out of the plan while no agent ran.
+func (d *dataplane) steps(ctx context.Context, h plan.Host, vips []netip.Addr) []reconcile.Step {
+	ownService := func(k plan.ServiceKey) bool {
+		_, planned := h.Addresses[plan.VIPAddress(k.Addr)]
+		return !h.Kept[k] && (planned || slices.Contains(vips, k.Addr))
 	}
-	ownService := func(k plan.ServiceKey) bool { return vips[k.Addr] && !h.Kept[k] }
 	ownDestination := func(k plan.DestinationKey) bool { return ownService(k.Service) }
 	never := func(plan.TimeoutName) bool { return false }
-	return []reconcile.Step{
+	steps := []reconcile.Step{
 		reconcile.Bind(d.link.Links(h.Links), h.Links, nil),
 		reconcile.Bind(sysctl.New(sysctl.Root, slices.Collect(maps.Keys(h.Sysctls))), h.Sysctls, nil),
-		reconcile.Bind(d.firewall.Chains(), h.Chains, nil),
-		reconcile.Bind(d.firewall.Jumps(h.Jumps), h.Jumps, nil),
+	}
+	for _, family := range families {
+		chains, jumps := h.ChainsOf(family), h.JumpsOf(family)
+		steps = append(steps,
+			reconcile.Bind(d.firewalls[family].Chains(chains), chains, nil),
+			reconcile.Bind(d.firewalls[family].Jumps(jumps), jumps, nil))
+	}
+	return append(steps,
 		reconcile.Bind(d.link.Routes(), h.Routes, nil),
 		reconcile.Bind(d.link.Neighbors(), h.Neighbors, nil),
-		reconcile.Bind(d.link.Addresses(), h.Addresses, nil),
+		reconcile.Bind(d.guardedAddresses(ctx, h), h.Addresses, nil),
 		reconcile.Bind(d.ipvs.Timeouts(), h.Timeouts, never),
 		reconcile.Bind(d.ipvs.Daemons(), h.Daemons, nil),
 		reconcile.Bind(d.ipvs.Services(), h.Services, ownService),
 		reconcile.Bind(d.ipvs.Destinations(), h.Destinations, ownDestination),
-	}, nil
+	)
+}
+
+// guarded is a table in which each change has a condition.
+type guarded[K reconcile.Key, V comparable] struct {
+	reconcile.Table[K, V]
+	check func(reconcile.Change[K, V]) error
+}
+
+func (t guarded[K, V]) Apply(ctx context.Context, c reconcile.Change[K, V]) error {
+	if err := t.check(c); err != nil {
+		return err
+	}
+	return t.Table.Apply(ctx, c)
+}
+
+// guardedAddresses are the addresses, of which a VIP is not made before the
+// firewall closes it, and not deleted before its services are gone: it is by its
+// address that a service is known to be medway's. Both are read back from the
+// kernel, once in a run, when the tables on which they rest have had their turn.
+func (d *dataplane) guardedAddresses(ctx context.Context, h plan.Host) reconcile.Table[plan.Address, struct{}] {
+	closed := map[plan.Family]func() error{}
+	for _, family := range families {
+		closed[family] = sync.OnceValue(func() error { return d.closes(ctx, h, family) })
+	}
+	services := sync.OnceValues(func() (map[plan.ServiceKey]plan.Service, error) { return d.ipvs.Services().Read(ctx) })
+	check := func(c reconcile.Change[plan.Address, struct{}]) error {
+		vip := c.Key.Prefix.Addr()
+		switch {
+		case c.Key.Link != plan.VIPLink:
+			return nil
+		case c.Op == reconcile.Delete && len(h.Unplanned([]netip.Addr{vip})) == 0:
+			return nil // the VIP itself stays, under another prefix
+		case c.Op != reconcile.Delete:
+			return closed[plan.FamilyOf(vip)]()
+		}
+		left, err := services()
+		for k := range left {
+			if k.Addr == vip && err == nil {
+				err = fmt.Errorf("stays until %s is gone", k)
+			}
+		}
+		return err
+	}
+	return guarded[plan.Address, struct{}]{d.link.Addresses(), check}
+}
+
+// closes says whether the kernel has the rules of a family that close VIPs: any
+// daemon of the host would answer on an open one.
+func (d *dataplane) closes(ctx context.Context, h plan.Host, family plan.Family) error {
+	chains, jumps := h.ChainsOf(family), h.JumpsOf(family)
+	maps.DeleteFunc(chains, func(c plan.Chain, _ plan.Rules) bool { return c.Table != "filter" })
+	maps.DeleteFunc(jumps, func(j plan.Jump, _ struct{}) bool { return j.Table != "filter" })
+	if holds(ctx, d.firewalls[family].Chains(chains), chains) && holds(ctx, d.firewalls[family].Jumps(jumps), jumps) {
+		return nil
+	}
+	return fmt.Errorf("not before the rules of %s close it", family.Tables())
 }
 
 // serves reads back whether the kernel holds the VIPs' addresses, services and
@@ -120,20 +207,16 @@ func holds[K reconcile.Key, V comparable](ctx context.Context, table reconcile.T
 	return err == nil && len(reconcile.Diff(want, have, func(K) bool { return false })) == 0
 }
 
-// vips are the addresses whose IPVS services are medway's: those of the plan,
-// and those that stand on medway0, for a VIP that was taken out of the plan
-// while no agent ran.
-func (d *dataplane) vips(ctx context.Context, h plan.Host) (map[netip.Addr]bool, error) {
+// vips are the addresses on medway0.
+func (d *dataplane) vips(ctx context.Context) ([]netip.Addr, error) {
 	have, err := d.link.Addresses().Read(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("read the addresses of %s: %w", plan.VIPLink, err)
 	}
-	vips := map[netip.Addr]bool{}
-	for _, addresses := range []map[plan.Address]struct{}{have, h.Addresses} {
-		for a := range addresses {
-			if a.Link == plan.VIPLink {
-				vips[a.Prefix.Addr()] = true
-			}
+	var vips []netip.Addr
+	for a := range have {
+		if a.Link == plan.VIPLink {
+			vips = append(vips, a.Prefix.Addr())
 		}
 	}
 	return vips, nil

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"reflect"
 	"slices"
 	"time"
@@ -242,7 +243,7 @@ func (d *decider) input(s *state.Snapshot, from source) plan.Input {
 func (d *decider) register(s *state.Snapshot) ([]lease.Write, error) {
 	want := state.Node{
 		MachineID: d.machineID, Site: d.self.Site, Group: d.self.Group,
-		IPv4: d.self.IPv4, SyncAddress: plan.SyncAddress(d.self.Name), Version: Version(), Schema: state.Schema,
+		IPv4: d.self.IPv4, IPv6: d.self.IPv6, SyncAddress: plan.SyncAddress(d.self.Name), Version: Version(), Schema: state.Schema,
 	}
 	have, ok := s.Nodes[d.self.Name]
 	key := state.Key{Kind: state.KindNode, A: d.self.Name}.String()
@@ -262,7 +263,7 @@ func (d *decider) register(s *state.Snapshot) ([]lease.Write, error) {
 	d.registering = time.Now().Add(writeTimeout)
 	value := state.Encode(&medwayv1.Node{
 		MachineId: want.MachineID, Site: want.Site, Group: want.Group,
-		Ipv4: want.IPv4.String(), SyncAddress: want.SyncAddress.String(), Version: want.Version, Schema: want.Schema,
+		Ipv4: textOf(want.IPv4), Ipv6: textOf(want.IPv6), SyncAddress: want.SyncAddress.String(), Version: want.Version, Schema: want.Schema,
 	})
 	return []lease.Write{{
 		Put: store.Put{Key: key, Value: value},
@@ -272,6 +273,14 @@ func (d *decider) register(s *state.Snapshot) ([]lease.Write, error) {
 			}
 		},
 	}}, nil
+}
+
+// textOf is an address as it is stored, "" for none.
+func textOf(a netip.Addr) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return a.String()
 }
 
 // planKernel hands the kernel's plan over where it has changed. A VIP that left

@@ -174,7 +174,7 @@ func (c Config) list(ctx context.Context, cache *state.Cache) (int64, error) {
 
 // look compares the host with what a snapshot wants of it.
 func (p *Preview) look(ctx context.Context, s *state.Snapshot, self plan.Self, now announced) error {
-	p.Faults = s.Faults
+	p.Faults = slices.Concat(s.Faults, plan.Faults(s, self))
 	d, loaded, err := readDataplane()
 	if err != nil {
 		return err

@@ -36,14 +36,14 @@ type fakeHost struct {
 func newFakeHost() fakeHost {
 	k, _ := ipvs.NewFake()
 	const key = "net.ipv4.vs.sync_threshold"
-	return fakeHost{link.NewFake(), firewall.NewFake(), k, sysctl.NewFake(map[plan.Sysctl]string{key: "3 50"}, []plan.Sysctl{key})}
+	return fakeHost{link.NewFake(), firewall.NewFake(plan.IPv4), k, sysctl.NewFake(map[plan.Sysctl]string{key: "3 50"}, []plan.Sysctl{key})}
 }
 
 func (f fakeHost) steps(h plan.Host) []reconcile.Step {
 	return []reconcile.Step{
 		reconcile.Bind(f.links.Links(h.Links), h.Links, nil),
 		reconcile.Bind(f.proc, h.Sysctls, func(plan.Sysctl) bool { return false }),
-		reconcile.Bind(f.rules.Chains(), h.Chains, nil),
+		reconcile.Bind(f.rules.Chains(h.Chains), h.Chains, nil),
 		reconcile.Bind(f.links.Addresses(), h.Addresses, nil),
 		reconcile.Bind(f.ipvs.Services(), h.Services, nil),
 		reconcile.Bind(f.ipvs.Destinations(), h.Destinations, nil),
@@ -56,7 +56,7 @@ func smallHost() plan.Host {
 	return plan.Host{
 		Links:     map[plan.LinkName]plan.Link{plan.VIPLink: {Kind: plan.Dummy}},
 		Sysctls:   map[plan.Sysctl]string{"net.ipv4.vs.sync_threshold": "0 0"},
-		Chains:    map[plan.Chain]plan.Rules{{Table: "filter", Name: "MEDWAY-INPUT"}: "-d 203.0.113.10/32 -p tcp -m tcp --dport 5060 -j RETURN\n-d 203.0.113.10/32 -j DROP"},
+		Chains:    map[plan.Chain]plan.Rules{{Family: plan.IPv4, Table: "filter", Name: "MEDWAY-INPUT"}: "-d 203.0.113.10/32 -p tcp -m tcp --dport 5060 -j RETURN\n-d 203.0.113.10/32 -j DROP"},
 		Addresses: map[plan.Address]struct{}{{Link: plan.VIPLink, Prefix: netip.PrefixFrom(vip, 32)}: {}},
 		Services:  map[plan.ServiceKey]plan.Service{service: {Scheduler: "sed"}},
 		Destinations: map[plan.DestinationKey]plan.Destination{
@@ -125,7 +125,7 @@ Plan: 6 to add, 1 to change, 0 to remove.
 	if err := reconcile.Run(t.Context(), f.steps(smallHost())...).Err(); err != nil {
 		t.Fatal(err)
 	}
-	back, err := reconcile.Preview(t.Context(), f.steps(plan.Host{Chains: map[plan.Chain]plan.Rules{{Table: "filter", Name: "MEDWAY-INPUT"}: "-d 203.0.113.10/32 -j DROP"}})...)
+	back, err := reconcile.Preview(t.Context(), f.steps(plan.Host{Chains: map[plan.Chain]plan.Rules{{Family: plan.IPv4, Table: "filter", Name: "MEDWAY-INPUT"}: "-d 203.0.113.10/32 -j DROP"}})...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -71,22 +71,32 @@ func runOnFakes(path string) error {
 // onFakes is the data plane on the adapters' fakes: all of it but the kernel.
 // Its parameters are always as they should be.
 type onFakes struct {
-	link     *link.Fake
-	firewall *firewall.Fake
-	ipvs     *ipvs.Kernel
+	link      *link.Fake
+	firewalls map[plan.Family]*firewall.Fake
+	ipvs      *ipvs.Kernel
 }
 
 func newOnFakes() *onFakes {
 	k, _ := ipvs.NewFake()
-	return &onFakes{link: link.NewFake(), firewall: firewall.NewFake(), ipvs: k}
+	firewalls := map[plan.Family]*firewall.Fake{}
+	for _, family := range families {
+		firewalls[family] = firewall.NewFake(family)
+	}
+	return &onFakes{link: link.NewFake(), firewalls: firewalls, ipvs: k}
 }
 
 func (d *onFakes) apply(ctx context.Context, h plan.Host) reconcile.Report {
-	return reconcile.Run(ctx,
+	steps := []reconcile.Step{
 		reconcile.Bind(d.link.Links(h.Links), h.Links, nil),
 		reconcile.Bind(sysctl.NewFake(h.Sysctls, slices.Collect(maps.Keys(h.Sysctls))), h.Sysctls, nil),
-		reconcile.Bind(d.firewall.Chains(), h.Chains, nil),
-		reconcile.Bind(d.firewall.Jumps(h.Jumps), h.Jumps, nil),
+	}
+	for _, family := range families {
+		chains, jumps := h.ChainsOf(family), h.JumpsOf(family)
+		steps = append(steps,
+			reconcile.Bind(d.firewalls[family].Chains(chains), chains, nil),
+			reconcile.Bind(d.firewalls[family].Jumps(jumps), jumps, nil))
+	}
+	return reconcile.Run(ctx, append(steps,
 		reconcile.Bind(d.link.Routes(), h.Routes, nil),
 		reconcile.Bind(d.link.Neighbors(), h.Neighbors, nil),
 		reconcile.Bind(d.link.Addresses(), h.Addresses, nil),
@@ -94,7 +104,7 @@ func (d *onFakes) apply(ctx context.Context, h plan.Host) reconcile.Report {
 		reconcile.Bind(d.ipvs.Daemons(), h.Daemons, nil),
 		reconcile.Bind(d.ipvs.Services(), h.Services, nil),
 		reconcile.Bind(d.ipvs.Destinations(), h.Destinations, nil),
-	)
+	)...)
 }
 
 func (d *onFakes) serves(context.Context, plan.Host) bool { return true }

@@ -50,9 +50,10 @@ func (d *decider) publish(s *state.Snapshot) {
 		})
 	}
 	var faults []*medwayv1.Fault
-	for i, f := range s.Faults {
+	wrong := slices.Concat(plan.Faults(s, d.self), s.Faults)
+	for i, f := range wrong {
 		if i == maxFaults {
-			faults = append(faults, &medwayv1.Fault{Subject: state.Prefix, Reason: fmt.Sprintf("%d more keys are wrong", len(s.Faults)-i)})
+			faults = append(faults, &medwayv1.Fault{Subject: state.Prefix, Reason: fmt.Sprintf("%d more keys are wrong", len(wrong)-i)})
 			break
 		}
 		faults = append(faults, &medwayv1.Fault{Subject: f.Key, Reason: f.Reason})

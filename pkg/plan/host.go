@@ -2,6 +2,7 @@ package plan
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"time"
 )
@@ -26,6 +27,20 @@ type Host struct {
 	Kept map[ServiceKey]bool
 }
 
+// ChainsOf returns the chains of one family.
+func (h Host) ChainsOf(f Family) map[Chain]Rules {
+	out := maps.Clone(h.Chains)
+	maps.DeleteFunc(out, func(c Chain, _ Rules) bool { return c.Family != f })
+	return out
+}
+
+// JumpsOf returns the jumps of one family.
+func (h Host) JumpsOf(f Family) map[Jump]struct{} {
+	out := maps.Clone(h.Jumps)
+	maps.DeleteFunc(out, func(j Jump, _ struct{}) bool { return j.Family != f })
+	return out
+}
+
 // Sysctl is a kernel parameter in the dotted form of sysctl(8), for example
 // "net.ipv4.vs.sync_threshold". A dot inside an interface name is written as a
 // slash, as sysctl(8) does.
@@ -41,11 +56,13 @@ func (l LinkName) String() string { return "link " + string(l) }
 // LinkKind is a device type, in the word that `ip link add type` takes.
 type LinkKind string
 
-// The device types that medway makes.
+// The device types that medway makes. Both tunnels carry IPv4, which sync
+// messages are: IPIP in IPv4, IP6Tnl (of mode ipip6) in IPv6.
 const (
-	Dummy LinkKind = "dummy"
-	Veth  LinkKind = "veth"
-	IPIP  LinkKind = "ipip"
+	Dummy  LinkKind = "dummy"
+	Veth   LinkKind = "veth"
+	IPIP   LinkKind = "ipip"
+	IP6Tnl LinkKind = "ip6tnl"
 )
 
 // Link is a network device. All of medway's devices are administratively up.
@@ -58,9 +75,9 @@ type Link struct {
 	// Peer is the name of the other end; Veth only. The pair is one object:
 	// the peer has no entry of its own.
 	Peer LinkName
-	// Local and Remote are the outer addresses, TTL the outer time to live;
-	// IPIP only. TTL is never 0 there: 0 inherits the inner TTL, which is 1
-	// for sync messages (ip-tunnel(8)).
+	// Local and Remote are the outer addresses, TTL the outer time to live (hop
+	// limit); tunnels only. TTL is never 0 there: 0 inherits the inner TTL,
+	// which is 1 for sync messages (ip-tunnel(8)).
 	Local, Remote netip.Addr
 	TTL           uint8
 }
@@ -80,6 +97,9 @@ type Address struct {
 
 func (a Address) String() string { return fmt.Sprintf("address %s dev %s", a.Prefix, string(a.Link)) }
 
+// VIPAddress is where a VIP stands.
+func VIPAddress(vip netip.Addr) Address { return Address{VIPLink, host(vip)} }
+
 // Route is a route of scope link in the main table, bearing medway's own
 // protocol number.
 type Route struct {
@@ -97,14 +117,37 @@ type Neighbor struct {
 
 func (n Neighbor) String() string { return fmt.Sprintf("neigh %s dev %s", n.Addr, string(n.Link)) }
 
-// Chain names a chain of medway's own in an iptables table.
+// Family is a family of addresses, for what the kernel has once for each.
+type Family string
+
+// The families, in nft's words.
+const (
+	IPv4 Family = "ip"
+	IPv6 Family = "ip6"
+)
+
+// FamilyOf is the family of an address.
+func FamilyOf(a netip.Addr) Family {
+	if a.Is4() {
+		return IPv4
+	}
+	return IPv6
+}
+
+// Tables is the program that sets a family's rules: iptables(8) or ip6tables(8).
+func (f Family) Tables() string { return string(f) + "tables" }
+
+// Chain names a chain of medway's own in a table of iptables or ip6tables.
 type Chain struct {
+	Family Family
 	// Table is "filter", "mangle" or "raw".
 	Table string
 	Name  string
 }
 
-func (c Chain) String() string { return fmt.Sprintf("chain %s -t %s", c.Name, c.Table) }
+func (c Chain) String() string {
+	return fmt.Sprintf("chain %s -t %s (%s)", c.Name, c.Table, c.Family.Tables())
+}
 
 // Rules are a chain's rules, one a line, in the exact form that
 // `iptables -S CHAIN` prints them without the leading "-A CHAIN ".
@@ -114,10 +157,13 @@ type Rules string
 // chain of medway's own. It stands first in the built-in chain, so that no
 // rule of the operator's opens what medway closes.
 type Jump struct {
+	Family          Family
 	Table, From, To string
 }
 
-func (j Jump) String() string { return fmt.Sprintf("jump %s -> %s -t %s", j.From, j.To, j.Table) }
+func (j Jump) String() string {
+	return fmt.Sprintf("jump %s -> %s -t %s (%s)", j.From, j.To, j.Table, j.Family.Tables())
+}
 
 // Protocol is a transport protocol in ipvsadm's word.
 type Protocol string
@@ -145,6 +191,10 @@ type Service struct {
 	Scheduler string
 	// Persistence is the persistence timeout; 0 is none.
 	Persistence time.Duration
+	// Engine is the persistence engine, in ipvsadm's word; "" is none.
+	Engine string
+	// OnePacket schedules every datagram by itself (ipvsadm --ops); UDP only.
+	OnePacket bool
 }
 
 // DestinationKey identifies a destination (real server) of a service.
@@ -158,7 +208,8 @@ func (k DestinationKey) String() string {
 	return fmt.Sprintf("%s -> %s", k.Service, netip.AddrPortFrom(k.Addr, k.Port))
 }
 
-// Destination is the configuration of a destination in tunnel mode (ipip).
+// Destination is the configuration of a destination in tunnel mode (ipip, or
+// IPv6 in IPv6 for an IPv6 service).
 type Destination struct {
 	Weight uint16
 	// Upper and Lower are the connection thresholds of ipvsadm -x and -y;

@@ -2,8 +2,9 @@ package plan
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
-	"strings"
+	"slices"
 	"time"
 
 	"github.com/medway-lb/medway/pkg/state"
@@ -32,7 +33,8 @@ func KernelOf(s *state.Snapshot, self Self) Host {
 		},
 		Kept: map[ServiceKey]bool{},
 	}
-	vips, peers := vipsOf(s, self.Site, self.Group), peersOf(s, self)
+	peers, _ := peersOf(s, self)
+	vips := vipsOf(s, self.Site, self.Group)
 	h.addSync(s, self, peers)
 	h.addFirewall(s, vips, peers)
 	for _, name := range vips {
@@ -41,79 +43,62 @@ func KernelOf(s *state.Snapshot, self Self) Host {
 	return h
 }
 
+// Faults lists what in the plan of a node can't work though each key is right
+// by itself.
+func Faults(s *state.Snapshot, self Self) []state.Fault {
+	_, faults := peersOf(s, self)
+	needs := reversePath(s, self)
+	for _, key := range slices.Sorted(maps.Keys(needs)) {
+		if value, ok := s.Settings.Sysctls[string(key)]; ok && value != needs[key] {
+			faults = append(faults, state.Fault{
+				Notice: true,
+				Key:    state.Key{Kind: state.KindSettings}.String(),
+				Reason: fmt.Sprintf("field sysctls: %s: value %q: expected %q, or sync messages and clients' packets may be dropped",
+					string(key), value, needs[key]),
+			})
+		}
+	}
+	return faults
+}
+
 // addSync plans the sync daemons and the way of their messages to and from the
 // peers: out of sync01, duplicated into one tunnel per peer; in from a tunnel,
 // sent out of sync01p and so back in on sync01, where the backup daemon
-// listens.
-func (h *Host) addSync(s *state.Snapshot, self Self, peers []string) {
+// listens. Messages are IPv4 whatever the family of the connections in them and
+// of the tunnel around them (version 1 of the messages has a family for each
+// connection: struct ip_vs_sync_v6 in net/netfilter/ipvs/ip_vs_sync.c).
+func (h *Host) addSync(s *state.Snapshot, self Self, peers []peer) {
 	sync := s.Settings.Sync
 	h.Links[SyncLink] = Link{Kind: Veth, Peer: SyncPeerLink, MAC: SyncMAC}
 	h.Addresses[Address{SyncLink, host(SyncAddress(self.Name))}] = struct{}{}
 	h.Routes[Route{host(ReinjectGateway), SyncPeerLink}] = struct{}{}
 	h.Neighbors[Neighbor{SyncPeerLink, ReinjectGateway}] = SyncMAC
-	for _, peer := range peers {
-		n, tunnel := s.Nodes[peer], TunnelName(peer)
-		h.Links[tunnel] = Link{
-			Kind: IPIP, Local: self.IPv4, Remote: n.IPv4, TTL: tunnelTTL, MTU: sync.TunnelMTU,
+	smallest := sync.TunnelMTU
+	for _, p := range peers {
+		tunnel := Link{Kind: IPIP, Local: p.local, Remote: p.remote, TTL: tunnelTTL, MTU: sync.TunnelMTU}
+		if p.remote.Is6() {
+			// So that both kinds fit the same path.
+			tunnel.Kind, tunnel.MTU = IP6Tnl, sync.TunnelMTU-(ipv6Header-ipv4Header)
 		}
-		h.Routes[Route{host(n.SyncAddress), tunnel}] = struct{}{}
+		smallest = min(smallest, tunnel.MTU)
+		h.Links[TunnelName(p.name)] = tunnel
+		h.Routes[Route{host(p.sync), TunnelName(p.name)}] = struct{}{}
 	}
-	maxLength := sync.MaxLength
-	if maxLength == 0 {
-		// TEE sets "don't fragment", so a message must fit a tunnel: 28 bytes are for IP and UDP.
-		maxLength = uint16(sync.TunnelMTU - 28)
+	// TEE sets "don't fragment", so a message must fit the smallest of the
+	// tunnels. A backup takes messages as long as any node of the domain may
+	// send: the kernel cuts off what is longer.
+	longest := sync.TunnelMTU - ipv4Header - udpHeader
+	if sync.MaxLength != 0 {
+		longest = int(sync.MaxLength)
 	}
-	for _, role := range []SyncRole{Master, Backup} {
-		h.Daemons[role] = SyncDaemon{
-			Interface: SyncLink, ID: sync.ID, MaxLen: maxLength, Group: sync.Group, Port: sync.Port, TTL: 1,
-		}
-	}
+	daemon := SyncDaemon{Interface: SyncLink, ID: sync.ID, MaxLen: uint16(longest), Group: sync.Group, Port: sync.Port, TTL: 1}
+	h.Daemons[Backup] = daemon
+	daemon.MaxLen = uint16(min(longest, smallest-ipv4Header-udpHeader))
+	h.Daemons[Master] = daemon
 }
 
-// addFirewall plans medway's chains. RETURN, not ACCEPT, lets the operator's
-// own rules go on deciding about what medway does not close.
-func (h *Host) addFirewall(s *state.Snapshot, vips, peers []string) {
-	group := host(s.Settings.Sync.Group)
-	var out, in, input, raw []string
-	add := func(rules *[]string, format string, args ...any) {
-		*rules = append(*rules, fmt.Sprintf(format, args...))
-	}
-
-	for _, peer := range peers {
-		n := s.Nodes[peer]
-		add(&out, "-d %s -o %s -j TEE --gateway %s", group, string(SyncLink), n.SyncAddress)
-		add(&in, "-d %s -i %s -j TEE --gateway %s", group, string(TunnelName(peer)), ReinjectGateway)
-		// Sync messages bear no authentication: tunnels are open to known peers only.
-		add(&input, "-s %s -p ipencap -j RETURN", host(n.IPv4))
-	}
-	add(&input, "-p ipencap -j DROP")
-	add(&input, "-d %s ! -i %s -j DROP", group, string(SyncLink))
-	for _, name := range vips {
-		v := s.VIPs[name]
-		for _, a := range v.Addresses {
-			for _, service := range v.Services {
-				add(&input, "-d %s -p %s -m %s --dport %d -j RETURN", host(a), service.Protocol, service.Protocol, service.Port)
-			}
-			add(&input, "-d %s -p icmp -m icmp --icmp-type 8 -j RETURN", host(a))
-			add(&input, "-d %s -p icmp -m icmp --icmp-type 3/4 -j RETURN", host(a))
-			// The VIP is a local address: any daemon on 0.0.0.0 would answer on it.
-			add(&input, "-d %s -j DROP", host(a))
-			add(&raw, "-d %s -j CT --notrack", host(a))
-		}
-	}
-	for _, c := range []struct {
-		table, from, name string
-		rules             []string
-	}{
-		{"mangle", "POSTROUTING", ChainPrefix + "SYNC-OUT", out},
-		{"mangle", "PREROUTING", ChainPrefix + "SYNC-IN", in},
-		{"filter", "INPUT", ChainPrefix + "INPUT", input},
-		{"raw", "PREROUTING", ChainPrefix + "RAW", raw},
-	} {
-		h.Chains[Chain{c.table, c.name}] = Rules(strings.Join(c.rules, "\n"))
-		h.Jumps[Jump{c.table, c.from, c.name}] = struct{}{}
-	}
-}
+// Lengths of headers in bytes, without options.
+const ipv4Header, ipv6Header, udpHeader = 20, 40, 8
 
 // addVIP plans a VIP's addresses, services and destinations. Every backend of
 // every site is a destination: the near ones with the local weight, the others
@@ -121,7 +106,7 @@ func (h *Host) addFirewall(s *state.Snapshot, vips, peers []string) {
 func (h *Host) addVIP(s *state.Snapshot, self Self, v state.VIP) {
 	h.Links[VIPLink] = Link{Kind: Dummy}
 	for _, a := range v.Addresses {
-		h.Addresses[Address{VIPLink, host(a)}] = struct{}{}
+		h.Addresses[VIPAddress(a)] = struct{}{}
 		for _, service := range v.Services {
 			key := ServiceKey{Protocol(service.Protocol), a, service.Port}
 			pool, ok := s.Pools[service.Pool]
@@ -130,7 +115,9 @@ func (h *Host) addVIP(s *state.Snapshot, self Self, v state.VIP) {
 				h.Kept[key] = true
 				continue
 			}
-			h.Services[key] = Service{Scheduler: pool.Scheduler, Persistence: service.Persistence}
+			h.Services[key] = Service{
+				Scheduler: pool.Scheduler, Persistence: service.Persistence, Engine: service.Engine, OnePacket: service.OnePacket,
+			}
 			for _, b := range s.BackendsOf(service.Pool) {
 				weight := pool.Remote
 				if b.Site == self.Site {

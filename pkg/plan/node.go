@@ -13,7 +13,9 @@ import (
 // Self is the node for which a plan is made, from its own file.
 type Self struct {
 	Name, Site, Group string
-	IPv4              netip.Addr
+	// IPv4 and IPv6 are where other nodes and backends reach the host; one of
+	// them at least is valid.
+	IPv4, IPv6 netip.Addr
 	// Uplink is the device on which clients' packets arrive.
 	Uplink string
 }
@@ -67,31 +69,51 @@ func Equipped(s *state.Snapshot, vip string) bool {
 	return true
 }
 
+// peer is another node of a sync domain, with the outer addresses of the tunnel
+// to it.
+type peer struct {
+	name          string
+	sync          netip.Addr
+	local, remote netip.Addr
+}
+
 // peersOf lists the other nodes of self's sync domain, those that share a VIP
-// with it, sorted by name.
-func peersOf(s *state.Snapshot, self Self) []string {
+// with it, sorted by name, and says which of them no tunnel can lead to.
+func peersOf(s *state.Snapshot, self Self) ([]peer, []state.Fault) {
 	shared := map[[2]string]bool{}
 	for _, name := range vipsOf(s, self.Site, self.Group) {
 		for site, group := range s.VIPs[name].Groups {
 			shared[[2]string{site, group}] = true
 		}
 	}
-	var names []string
-	for name, n := range s.Nodes {
-		if name != self.Name && shared[[2]string{n.Site, n.Group}] {
-			names = append(names, name)
+	var peers []peer
+	var faults []state.Fault
+	seen := map[netip.Addr]bool{self.IPv4: true, self.IPv6: true, SyncAddress(self.Name): true}
+	for _, name := range slices.Sorted(maps.Keys(s.Nodes)) {
+		n := s.Nodes[name]
+		if name == self.Name || !shared[[2]string{n.Site, n.Group}] {
+			continue
+		}
+		p := peer{name: name, sync: n.SyncAddress, local: self.IPv4, remote: n.IPv4}
+		if !p.local.IsValid() || !p.remote.IsValid() { // IPv4 first: its header takes 20 bytes less
+			p.local, p.remote = self.IPv6, n.IPv6
+		}
+		switch {
+		case !p.local.IsValid() || !p.remote.IsValid():
+			faults = append(faults, state.Fault{
+				Notice: true,
+				Key:    state.Key{Kind: state.KindNode, A: name}.String(),
+				Reason: "it has no address of a family that this node has one of: no connections are synced between them",
+			})
+		case seen[p.remote] || seen[p.sync]:
+			// A host that was given another name leaves its old key behind; there
+			// can be one tunnel to an address, and one way to a sync address.
+		default:
+			seen[p.remote], seen[p.sync] = true, true
+			peers = append(peers, p)
 		}
 	}
-	slices.Sort(names)
-	// A host that was given another name leaves its old key behind; there can be
-	// one tunnel to an address.
-	seen := map[netip.Addr]bool{self.IPv4: true}
-	return slices.DeleteFunc(names, func(name string) bool {
-		address := s.Nodes[name].IPv4
-		twice := seen[address]
-		seen[address] = true
-		return twice
-	})
+	return peers, faults
 }
 
 // nodesOf lists the nodes of a VIP by site and name. A node's place in it is

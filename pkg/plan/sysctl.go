@@ -1,6 +1,9 @@
 package plan
 
 import (
+	"maps"
+	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/medway-lb/medway/pkg/state"
@@ -36,27 +39,51 @@ var ipvsSysctls = map[Sysctl]string{
 	"net.ipv4.vs.pmtu_disc":   "1",
 }
 
-// sysctls returns the kernel parameters of a node. The effective rp_filter is
-// the greater of "all" and the device's own, so both are set to 0 where
-// duplicates of sync messages arrive with a source that is routed elsewhere.
+// sysctls returns the kernel parameters of a node. Forwarding needs none, in
+// either family: IPVS takes packets where they are delivered locally and sends
+// its own. Nor does medway0 need accept_dad: a dummy device has no neighbours
+// to ask (IFF_NOARP), so an IPv6 address can be used at once.
 func sysctls(s *state.Snapshot, self Self) map[Sysctl]string {
 	out := map[Sysctl]string{}
-	for key, value := range ipvsSysctls {
-		out[key] = value
-	}
-	devices := []string{"all", string(SyncLink), string(SyncPeerLink)}
-	for _, peer := range peersOf(s, self) {
-		devices = append(devices, string(TunnelName(peer)))
-	}
-	for _, device := range devices {
-		out[Sysctl("net.ipv4.conf."+device+".rp_filter")] = "0"
-	}
+	maps.Copy(out, ipvsSysctls)
+	maps.Copy(out, reversePath(s, self))
 	// Either of the two set would send redirects.
-	for _, device := range []string{"all", strings.ReplaceAll(self.Uplink, ".", "/")} {
-		out[Sysctl("net.ipv4.conf."+device+".send_redirects")] = "0"
+	for _, device := range []string{"all", self.Uplink} {
+		out[conf("ipv4", device, "send_redirects")] = "0"
+	}
+	for _, name := range vipsOf(s, self.Site, self.Group) {
+		if slices.ContainsFunc(s.VIPs[name].Addresses, netip.Addr.Is6) {
+			// A host may have IPv6 off by default and on where it is used.
+			out[conf("ipv6", string(VIPLink), "disable_ipv6")] = "0"
+		}
 	}
 	for key, value := range s.Settings.Sysctls {
 		out[Sysctl(key)] = value
 	}
 	return out
+}
+
+// reversePath turns off the check of the reverse path where it would hit what
+// medway needs. The effective rp_filter is the greater of "all" and the device's
+// own, so both are 0: on the devices of sync, where duplicates arrive with a
+// source that is routed elsewhere; and on the uplink, since a balancer does not
+// answer clients itself, and its own route to them, if it has any, says nothing
+// about the way by which they come. IPv6 has no such parameter (see addFirewall
+// for what takes its place).
+func reversePath(s *state.Snapshot, self Self) map[Sysctl]string {
+	devices := []string{"all", self.Uplink, string(SyncLink), string(SyncPeerLink)}
+	peers, _ := peersOf(s, self)
+	for _, p := range peers {
+		devices = append(devices, string(TunnelName(p.name)))
+	}
+	out := map[Sysctl]string{}
+	for _, device := range devices {
+		out[conf("ipv4", device, "rp_filter")] = "0"
+	}
+	return out
+}
+
+// conf is a device's own parameter; a dot in its name is written as a slash.
+func conf(family, device, name string) Sysctl {
+	return Sysctl("net." + family + ".conf." + strings.ReplaceAll(device, ".", "/") + "." + name)
 }

@@ -77,13 +77,33 @@ func parse(out string) (ruleset, error) {
 	return rs, nil
 }
 
-// Protocol 4 has a name only on hosts with /etc/protocols (Debian: netbase).
-// Rules have the name, as most hosts print it, and the number is written,
-// which all hosts can read.
-var protocol4 = regexp.MustCompile(`(^| )-p (4|ipip|ipv4|ipencap)( |$)`)
+// Some protocols have their name only on hosts with /etc/protocols (Debian:
+// netbase). Rules have the name, as most hosts print it, and the number is
+// written, which all hosts can read.
+var protocols = []struct {
+	any          *regexp.Regexp
+	name, number string
+}{
+	{protocol("4|ipip|ipv4|ipencap"), "ipencap", "4"},
+	{protocol("41|ipv6"), "ipv6", "41"},
+	{protocol("58|icmpv6|ipv6-icmp"), "ipv6-icmp", "58"},
+}
 
-func printed(rule string) string { return protocol4.ReplaceAllString(rule, "$1-p ipencap$3") }
-func written(rule string) string { return protocol4.ReplaceAllString(rule, "${1}-p 4$3") }
+func protocol(names string) *regexp.Regexp { return regexp.MustCompile(`(^| )-p (` + names + `)( |$)`) }
+
+func printed(rule string) string {
+	for _, p := range protocols {
+		rule = p.any.ReplaceAllString(rule, "${1}-p "+p.name+"${3}")
+	}
+	return rule
+}
+
+func written(rule string) string {
+	for _, p := range protocols {
+		rule = p.any.ReplaceAllString(rule, "${1}-p "+p.number+"${3}")
+	}
+	return rule
+}
 
 func split(rules plan.Rules) []string {
 	if rules == "" {
@@ -93,12 +113,12 @@ func split(rules plan.Rules) []string {
 }
 
 // chains returns medway's.
-func (rs ruleset) chains() map[plan.Chain]plan.Rules {
+func (rs ruleset) chains(family plan.Family) map[plan.Chain]plan.Rules {
 	have := make(map[plan.Chain]plan.Rules)
 	for _, table := range tables {
 		for _, c := range rs[table] {
 			if own(table, c.name) == nil {
-				have[plan.Chain{Table: table, Name: c.name}] = plan.Rules(strings.Join(c.rules, "\n"))
+				have[plan.Chain{Family: family, Table: table, Name: c.name}] = plan.Rules(strings.Join(c.rules, "\n"))
 			}
 		}
 	}
@@ -108,7 +128,7 @@ func (rs ruleset) chains() map[plan.Chain]plan.Rules {
 // jumps returns the jumps from built-in chains to medway's, but not those of
 // want that aren't in their place: in it once, with none but medway's jumps
 // before it.
-func (rs ruleset) jumps(want map[plan.Jump]struct{}) map[plan.Jump]struct{} {
+func (rs ruleset) jumps(family plan.Family, want map[plan.Jump]struct{}) map[plan.Jump]struct{} {
 	have := make(map[plan.Jump]struct{})
 	for _, table := range tables {
 		for _, c := range rs[table] {
@@ -122,7 +142,7 @@ func (rs ruleset) jumps(want map[plan.Jump]struct{}) map[plan.Jump]struct{} {
 					head = false
 					continue
 				}
-				j := plan.Jump{Table: table, From: c.name, To: to}
+				j := plan.Jump{Family: family, Table: table, From: c.name, To: to}
 				if _, wanted := want[j]; !wanted || head && rs.copies(j) == 1 {
 					have[j] = struct{}{}
 				}

@@ -10,15 +10,16 @@ import (
 	"github.com/medway-lb/medway/pkg/reconcile"
 )
 
-// Fake is a kernel's rules in memory.
+// Fake is one family's rules in memory.
 type Fake struct {
+	family  plan.Family
 	rules   ruleset
 	changes uint64
 }
 
 // NewFake returns a kernel with the built-in chains, all of them empty.
-func NewFake() *Fake {
-	f := &Fake{rules: make(ruleset)}
+func NewFake(family plan.Family) *Fake {
+	f := &Fake{family: family, rules: make(ruleset)}
 	for table, names := range map[string][]string{
 		"filter": {"INPUT", "FORWARD", "OUTPUT"},
 		"mangle": {"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"},
@@ -35,18 +36,20 @@ func NewFake() *Fake {
 func (f *Fake) Changes() uint64 { return f.changes }
 
 // Chains is as Kernel.Chains.
-func (f *Fake) Chains() reconcile.Table[plan.Chain, plan.Rules] { return fakeChains{f} }
+func (f *Fake) Chains(map[plan.Chain]plan.Rules) reconcile.Table[plan.Chain, plan.Rules] {
+	return fakeChains{f}
+}
 
 // Jumps is as Kernel.Jumps.
 func (f *Fake) Jumps(want map[plan.Jump]struct{}) reconcile.Table[plan.Jump, struct{}] {
 	return fakeJumps{f, want}
 }
 
-// String prints as `iptables -S` does, table after table.
+// String prints as `iptables -S`, or `ip6tables -S`, does, table after table.
 func (f *Fake) String() string {
 	var b strings.Builder
 	for _, table := range tables {
-		fmt.Fprintf(&b, "# iptables -t %s -S\n", table)
+		fmt.Fprintf(&b, "# %s -t %s -S\n", f.family.Tables(), table)
 		for _, c := range f.rules[table] {
 			if c.policy == "-" {
 				fmt.Fprintf(&b, "-N %s\n", c.name)
@@ -66,7 +69,7 @@ func (f *Fake) String() string {
 type fakeChains struct{ *Fake }
 
 func (t fakeChains) Read(context.Context) (map[plan.Chain]plan.Rules, error) {
-	return t.rules.chains(), nil
+	return t.rules.chains(t.family), nil
 }
 
 func (t fakeChains) Apply(_ context.Context, c reconcile.Change[plan.Chain, plan.Rules]) error {
@@ -101,7 +104,7 @@ type fakeJumps struct {
 }
 
 func (t fakeJumps) Read(context.Context) (map[plan.Jump]struct{}, error) {
-	return t.rules.jumps(t.want), nil
+	return t.rules.jumps(t.family, t.want), nil
 }
 
 func (t fakeJumps) Apply(_ context.Context, c reconcile.Change[plan.Jump, struct{}]) error {

@@ -2,11 +2,9 @@ package firewall
 
 import (
 	"context"
-	"fmt"
 	"strings"
 	"testing"
 
-	"github.com/coreos/go-iptables/iptables"
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/medway-lb/medway/agent/internal/link/nstest"
@@ -14,10 +12,10 @@ import (
 	"pgregory.net/rapid"
 )
 
-func kernel(t *testing.T) *Kernel {
+func kernel(t *testing.T, f plan.Family) *Kernel {
 	t.Helper()
 	nstest.Enter(t, nstest.TEE)
-	k, err := New(iptables.ProtocolIPv4)
+	k, err := New(f)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,7 +36,7 @@ func agrees(t test, k *Kernel, h plan.Host) {
 	}
 	seen := plan.Host{Chains: make(map[plan.Chain]plan.Rules), Jumps: make(map[plan.Jump]struct{})}
 	for _, table := range tables {
-		see(seen, table, nstest.Run(t, "iptables", "-t", table, "-S"))
+		see(seen, k.family, table, nstest.Run(t, k.family.Tables(), "-t", table, "-S"))
 	}
 	if d := cmp.Diff(h, seen, cmpopts.EquateEmpty()); d != "" {
 		t.Fatalf("wanted -, iptables -S shows +:\n%s", d)
@@ -49,90 +47,132 @@ func agrees(t test, k *Kernel, h plan.Host) {
 	}
 }
 
-// see adds what `iptables -S` prints of medway's in one table.
-func see(h plan.Host, table, out string) {
+// see adds what `iptables -S` or `ip6tables -S` prints of medway's in one table.
+func see(h plan.Host, f plan.Family, table, out string) {
 	for line := range strings.Lines(out) {
-		f := strings.SplitN(strings.TrimSpace(line), " ", 3)
-		c := plan.Chain{Table: table, Name: f[1]}
-		switch ours := strings.HasPrefix(f[1], "MEDWAY-"); {
-		case f[0] == "-N" && ours:
+		w := strings.SplitN(strings.TrimSpace(line), " ", 3)
+		c := plan.Chain{Family: f, Table: table, Name: w[1]}
+		switch ours := strings.HasPrefix(w[1], "MEDWAY-"); {
+		case w[0] == "-N" && ours:
 			h.Chains[c] = ""
-		case f[0] == "-A" && ours:
-			h.Chains[c] = plan.Rules(strings.TrimPrefix(string(h.Chains[c])+"\n"+f[2], "\n"))
-		case f[0] == "-A" && strings.HasPrefix(f[2], "-j MEDWAY-"):
-			h.Jumps[plan.Jump{Table: table, From: f[1], To: f[2][3:]}] = struct{}{}
+		case w[0] == "-A" && ours:
+			h.Chains[c] = plan.Rules(strings.TrimPrefix(string(h.Chains[c])+"\n"+w[2], "\n"))
+		case w[0] == "-A" && strings.HasPrefix(w[2], "-j MEDWAY-"):
+			h.Jumps[plan.Jump{Family: f, Table: table, From: w[1], To: w[2][3:]}] = struct{}{}
 		}
+	}
+}
+
+// eachFamily runs a test for IPv4 and for IPv6.
+func eachFamily(t *testing.T, test func(t *testing.T, f plan.Family)) {
+	for _, f := range []plan.Family{plan.IPv4, plan.IPv6} {
+		t.Run(f.Tables(), func(t *testing.T) { test(t, f) })
 	}
 }
 
 // The shipped rules are printed back letter for letter: else every run would
 // find drift.
 func TestKernelShippedRules(t *testing.T) {
-	k := kernel(t)
-	agrees(t, k, shipped())
-	agrees(t, k, plan.Host{})
+	eachFamily(t, func(t *testing.T, f plan.Family) {
+		k := kernel(t, f)
+		agrees(t, k, shipped(f))
+		agrees(t, k, plan.Host{})
+	})
 }
 
 func TestKernelMendsDrift(t *testing.T) {
-	k := kernel(t)
-	for _, damage := range []string{
-		"-I INPUT 1 -s 192.0.2.7 -j ACCEPT",
-		"-A INPUT -j MEDWAY-INPUT",
-		"-D INPUT -j MEDWAY-INPUT",
-		"-F MEDWAY-INPUT",
-		"-F INPUT",
-		"-N MEDWAY-OLD",
-		"-I MEDWAY-INPUT 1 -j ACCEPT",
-		"-t raw -D MEDWAY-RAW 1",
-		"-t mangle -R MEDWAY-SYNC-OUT 1 -d 224.0.0.81 -o sync01 -j TEE --gateway 169.254.7.8",
-		"-t mangle -I POSTROUTING 1 -j MEDWAY-SYNC-IN",
-	} {
-		agrees(t, k, shipped())
-		nstest.Run(t, "iptables", strings.Fields(damage)...)
-		before := k.Changes()
-		agrees(t, k, shipped())
-		if k.Changes() == before {
-			t.Errorf("iptables %s: not noticed", damage)
+	eachFamily(t, func(t *testing.T, f plan.Family) {
+		k := kernel(t, f)
+		damages := []string{
+			"-I INPUT 1 -p tcp -j ACCEPT",
+			"-A INPUT -j MEDWAY-INPUT",
+			"-D INPUT -j MEDWAY-INPUT",
+			"-F MEDWAY-INPUT",
+			"-F INPUT",
+			"-N MEDWAY-OLD",
+			"-I MEDWAY-INPUT 1 -j ACCEPT",
+			"-D MEDWAY-INPUT 2",
+			"-t raw -D MEDWAY-RAW 1",
+			"-t raw -F",
 		}
-		out := nstest.Run(t, "iptables", "-S", "INPUT", "1")
-		if out != "-A INPUT -j MEDWAY-INPUT\n" {
-			t.Errorf("iptables %s: after it the first rule is %q", damage, out)
+		if f == plan.IPv4 {
+			damages = append(damages,
+				"-t mangle -D MEDWAY-SYNC-OUT 1",
+				"-t mangle -R MEDWAY-SYNC-OUT 1 -d 224.0.0.81 -o sync01 -j TEE --gateway 169.254.7.8",
+				"-t mangle -I POSTROUTING 1 -j MEDWAY-SYNC-IN")
 		}
-	}
+		for _, damage := range damages {
+			agrees(t, k, shipped(f))
+			nstest.Run(t, f.Tables(), strings.Fields(damage)...)
+			before := k.Changes()
+			agrees(t, k, shipped(f))
+			if k.Changes() == before {
+				t.Errorf("%s %s: not noticed", f.Tables(), damage)
+			}
+			out := nstest.Run(t, f.Tables(), "-S", "INPUT", "1")
+			if out != "-A INPUT -j MEDWAY-INPUT\n" {
+				t.Errorf("%s %s: after it the first rule is %q", f.Tables(), damage, out)
+			}
+		}
+		// A whole chain, with what leads to it.
+		nstest.Run(t, f.Tables(), "-D", "INPUT", "-j", "MEDWAY-INPUT")
+		nstest.Run(t, f.Tables(), "-F", "MEDWAY-INPUT")
+		nstest.Run(t, f.Tables(), "-X", "MEDWAY-INPUT")
+		agrees(t, k, shipped(f))
+	})
 }
 
 func TestKernelLeavesStrangersAlone(t *testing.T) {
-	k := kernel(t)
-	for _, rule := range []string{
-		"-N THEIRS",
-		"-A THEIRS -s 192.0.2.7 -j DROP",
-		"-A INPUT -s 192.0.2.8 -j THEIRS",
-		"-P FORWARD DROP",
-		"-t mangle -A POSTROUTING -o lo -j RETURN",
-		"-t nat -N MEDWAY-NAT",
-	} {
-		nstest.Run(t, "iptables", strings.Fields(rule)...)
-	}
-	show := "for t in filter mangle raw nat; do iptables -t $t -S; done"
-	before := nstest.Run(t, "sh", "-c", show)
-	agrees(t, k, shipped())
-	all := nstest.Run(t, "sh", "-c", show)
-	for line := range strings.Lines(before) {
-		if !strings.Contains(all, line) {
-			t.Errorf("lost %s", line)
+	eachFamily(t, func(t *testing.T, f plan.Family) {
+		k := kernel(t, f)
+		for _, rule := range []string{
+			"-N THEIRS",
+			"-A THEIRS -p tcp -m tcp --dport 22 -j DROP",
+			"-A INPUT -p udp -m udp --dport 53 -j THEIRS",
+			"-P FORWARD DROP",
+			"-t mangle -A POSTROUTING -o lo -j RETURN",
+			"-t raw -A PREROUTING -m rpfilter --invert -j DROP",
+			"-t nat -N MEDWAY-NAT",
+		} {
+			nstest.Run(t, f.Tables(), strings.Fields(rule)...)
 		}
+		show := "for t in filter mangle raw nat; do for p in iptables ip6tables; do $p -t $t -S; done; done"
+		before := nstest.Run(t, "sh", "-c", show)
+		agrees(t, k, shipped(f))
+		all := nstest.Run(t, "sh", "-c", show)
+		for line := range strings.Lines(before) {
+			if !strings.Contains(all, line) {
+				t.Errorf("lost %s", line)
+			}
+		}
+		agrees(t, k, plan.Host{})
+		if d := cmp.Diff(before, nstest.Run(t, "sh", "-c", show)); d != "" {
+			t.Error(d)
+		}
+	})
+}
+
+// What one family holds is nothing to the other.
+func TestKernelFamiliesAreApart(t *testing.T) {
+	k4 := kernel(t, plan.IPv4)
+	k6, err := New(plan.IPv6)
+	if err != nil {
+		t.Fatal(err)
 	}
-	agrees(t, k, plan.Host{})
-	if d := cmp.Diff(before, nstest.Run(t, "sh", "-c", show)); d != "" {
-		t.Error(d)
+	agrees(t, k4, shipped(plan.IPv4))
+	agrees(t, k6, shipped(plan.IPv6))
+	agrees(t, k4, plan.Host{})
+	agrees(t, k6, shipped(plan.IPv6))
+	if err := run(t.Context(), k4, shipped(plan.IPv6)).Err(); err == nil || !strings.Contains(err.Error(), "is not one of iptables") {
+		t.Errorf("IPv6 rules through iptables: %v", err)
 	}
 }
 
 // A rule of the operator's that leads to a chain of medway's keeps the chain,
 // whole: nothing is emptied on the way.
 func TestKernelChainInUseIsKeptWhole(t *testing.T) {
-	k := kernel(t)
-	agrees(t, k, shipped())
+	k := kernel(t, plan.IPv4)
+	agrees(t, k, shipped(plan.IPv4))
 	nstest.Run(t, "iptables", "-A", "FORWARD", "-i", "lo", "-j", "MEDWAY-INPUT")
 	before := nstest.Run(t, "iptables", "-S", "MEDWAY-INPUT")
 	if err := run(t.Context(), k, plan.Host{}).Err(); err == nil || !strings.Contains(err.Error(), "MEDWAY-INPUT") {
@@ -147,11 +187,11 @@ func TestKernelChainInUseIsKeptWhole(t *testing.T) {
 
 // A rule that the kernel refuses leaves the chain as it was.
 func TestKernelRefusedRulesChangeNothing(t *testing.T) {
-	k := kernel(t)
-	agrees(t, k, shipped())
+	k := kernel(t, plan.IPv4)
+	agrees(t, k, shipped(plan.IPv4))
 	before := nstest.Run(t, "iptables", "-S", "MEDWAY-INPUT")
-	h := shipped()
-	h.Chains[plan.Chain{Table: "filter", Name: "MEDWAY-INPUT"}] = rules("-j DROP", "-j NONSENSE")
+	h := shipped(plan.IPv4)
+	h.Chains[plan.Chain{Family: plan.IPv4, Table: "filter", Name: "MEDWAY-INPUT"}] = rules("-j DROP", "-j NONSENSE")
 	if err := run(t.Context(), k, h).Err(); err == nil {
 		t.Error("no error")
 	}
@@ -161,38 +201,14 @@ func TestKernelRefusedRulesChangeNothing(t *testing.T) {
 }
 
 func TestKernelRandomWalk(t *testing.T) {
-	k := kernel(t)
+	k := kernel(t, plan.IPv4)
 	nstest.Run(t, "iptables", "-A", "INPUT", "-s", "192.0.2.7", "-j", "ACCEPT")
 	nstest.Steps(t, 25)
 	rapid.Check(t, func(t *rapid.T) {
-		agrees(t, k, anyHost().Draw(t, "host"))
+		agrees(t, k, anyHost(plan.IPv4).Draw(t, "host"))
 		out := nstest.Run(t, "iptables", "-S", "INPUT")
 		if want := "-A INPUT -s 192.0.2.7/32 -j ACCEPT\n"; !strings.HasSuffix(out, want) {
 			t.Fatalf("the operator's rule is not where it was:\n%s", out)
 		}
 	})
-}
-
-// ip6tables takes the same road.
-func TestKernelIPv6(t *testing.T) {
-	nstest.Enter(t)
-	k, err := New(iptables.ProtocolIPv6)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := plan.Chain{Table: "filter", Name: "MEDWAY-INPUT"}
-	h := plan.Host{
-		Chains: map[plan.Chain]plan.Rules{c: "-d 2001:db8::10/128 -j DROP"},
-		Jumps:  map[plan.Jump]struct{}{{Table: "filter", From: "INPUT", To: c.Name}: {}},
-	}
-	if err := run(t.Context(), k, h).Err(); err != nil {
-		t.Fatal(err)
-	}
-	want := fmt.Sprintf("-N %[1]s\n-A %[1]s %[2]s\n", c.Name, h.Chains[c])
-	if got := nstest.Run(t, "ip6tables", "-S", c.Name); got != want {
-		t.Errorf("ip6tables prints %q, want %q", got, want)
-	}
-	if r := run(t.Context(), k, h); r.Err() != nil || len(r.Done) > 0 {
-		t.Errorf("second run: %+v", r)
-	}
 }

@@ -17,7 +17,7 @@ import (
 
 // tableSet is what a Kernel and a Fake have in common.
 type tableSet interface {
-	Chains() reconcile.Table[plan.Chain, plan.Rules]
+	Chains(map[plan.Chain]plan.Rules) reconcile.Table[plan.Chain, plan.Rules]
 	Jumps(map[plan.Jump]struct{}) reconcile.Table[plan.Jump, struct{}]
 	Changes() uint64
 }
@@ -28,53 +28,67 @@ var (
 )
 
 func run(ctx context.Context, k tableSet, h plan.Host) reconcile.Report {
-	return reconcile.Run(ctx, reconcile.Bind(k.Chains(), h.Chains, nil), reconcile.Bind(k.Jumps(h.Jumps), h.Jumps, nil))
+	return reconcile.Run(ctx, reconcile.Bind(k.Chains(h.Chains), h.Chains, nil), reconcile.Bind(k.Jumps(h.Jumps), h.Jumps, nil))
 }
 
 func rules(lines ...string) plan.Rules { return plan.Rules(strings.Join(lines, "\n")) }
 
-// shipped is all that medway wants on a host, in the form that iptables prints.
-func shipped() plan.Host {
-	return plan.Host{
-		Chains: map[plan.Chain]plan.Rules{
-			{Table: "mangle", Name: "MEDWAY-SYNC-OUT"}: rules(
-				"-d 224.0.0.81/32 -o sync01 -j TEE --gateway 169.254.7.9",
-				"-d 224.0.0.81/32 -o sync01 -j TEE --gateway 169.254.7.10"),
-			{Table: "mangle", Name: "MEDWAY-SYNC-IN"}: rules(
-				"-d 224.0.0.81/32 -i mw-dc2-lvs-a -j TEE --gateway 169.254.0.1"),
-			{Table: "filter", Name: "MEDWAY-INPUT"}: rules(
-				"-s 192.0.2.2/32 -p ipencap -j RETURN",
-				"-p ipencap -j DROP",
-				"-d 224.0.0.81/32 ! -i sync01 -j DROP",
-				"-d 203.0.113.10/32 -p tcp -m tcp --dport 5060 -j RETURN",
-				"-d 203.0.113.10/32 -p udp -m udp --dport 5060 -j RETURN",
-				"-d 203.0.113.10/32 -p udp -m udp --dport 10000:20000 -j RETURN",
-				"-d 203.0.113.10/32 -p icmp -m icmp --icmp-type 8 -j RETURN",
-				"-d 203.0.113.10/32 -p icmp -m icmp --icmp-type 3/4 -j RETURN",
-				"-d 203.0.113.10/32 -j DROP"),
-			{Table: "raw", Name: "MEDWAY-RAW"}: rules("-d 203.0.113.10/32 -j CT --notrack"),
-		},
-		Jumps: map[plan.Jump]struct{}{
-			{Table: "mangle", From: "POSTROUTING", To: "MEDWAY-SYNC-OUT"}: {},
-			{Table: "mangle", From: "PREROUTING", To: "MEDWAY-SYNC-IN"}:   {},
-			{Table: "filter", From: "INPUT", To: "MEDWAY-INPUT"}:          {},
-			{Table: "raw", From: "PREROUTING", To: "MEDWAY-RAW"}:          {},
-		},
+// shipped is all that medway wants on a host of one family, in the form that
+// iptables and ip6tables print it.
+func shipped(f plan.Family) plan.Host {
+	h := plan.Host{Chains: map[plan.Chain]plan.Rules{}, Jumps: map[plan.Jump]struct{}{}}
+	put := func(table, from, name string, lines ...string) {
+		h.Chains[plan.Chain{Family: f, Table: table, Name: name}] = rules(lines...)
+		h.Jumps[plan.Jump{Family: f, Table: table, From: from, To: name}] = struct{}{}
 	}
+	if f == plan.IPv6 {
+		put("filter", "INPUT", "MEDWAY-INPUT",
+			"-s 2001:db8:2::11/128 -p ipencap -j RETURN",
+			"-p ipencap -j DROP",
+			"-p ipv6 -j DROP",
+			"-d 2001:db8:10::10/128 -p tcp -m tcp --dport 5060 -j RETURN",
+			"-d 2001:db8:10::10/128 -p udp -m udp --dport 5060 -j RETURN",
+			"-d 2001:db8:10::10/128 -p ipv6-icmp -m icmp6 --icmpv6-type 128 -j RETURN",
+			"-d 2001:db8:10::10/128 -p ipv6-icmp -m icmp6 --icmpv6-type 2 -j RETURN",
+			"-d 2001:db8:10::10/128 -j DROP")
+		put("raw", "PREROUTING", "MEDWAY-RAW", "-d 2001:db8:10::10/128 -j CT --notrack")
+		return h
+	}
+	put("mangle", "POSTROUTING", "MEDWAY-SYNC-OUT",
+		"-d 224.0.0.81/32 -o sync01 -j TEE --gateway 169.254.7.9",
+		"-d 224.0.0.81/32 -o sync01 -j TEE --gateway 169.254.7.10")
+	put("mangle", "PREROUTING", "MEDWAY-SYNC-IN",
+		"-d 224.0.0.81/32 -i mw-dc2-lvs-a -j TEE --gateway 169.254.0.1",
+		"-d 224.0.0.81/32 -i sync01 -j ACCEPT")
+	put("filter", "INPUT", "MEDWAY-INPUT",
+		"-s 192.0.2.2/32 -p ipencap -j RETURN",
+		"-d 224.0.0.81/32 -i sync01 -j ACCEPT",
+		"-d 224.0.0.81/32 -j DROP",
+		"-p ipencap -j DROP",
+		"-d 203.0.113.10/32 -p tcp -m tcp --dport 5060 -j RETURN",
+		"-d 203.0.113.10/32 -p udp -m udp --dport 5060 -j RETURN",
+		"-d 203.0.113.10/32 -p udp -m udp --dport 10000:20000 -j RETURN",
+		"-d 203.0.113.10/32 -p icmp -m icmp --icmp-type 8 -j RETURN",
+		"-d 203.0.113.10/32 -p icmp -m icmp --icmp-type 3/4 -j RETURN",
+		"-d 203.0.113.10/32 -j DROP")
+	put("raw", "PREROUTING", "MEDWAY-RAW",
+		"-d 224.0.0.81/32 -i sync01 -j ACCEPT",
+		"-d 203.0.113.10/32 -j CT --notrack")
+	return h
 }
 
 // anyHost draws some chains with some of the shipped rules, and jumps to them.
-func anyHost() *rapid.Generator[plan.Host] {
+func anyHost(f plan.Family) *rapid.Generator[plan.Host] {
 	return rapid.Custom(func(t *rapid.T) plan.Host {
 		h := plan.Host{Chains: make(map[plan.Chain]plan.Rules), Jumps: make(map[plan.Jump]struct{})}
-		jumps := slices.SortedFunc(maps.Keys(shipped().Jumps), func(a, b plan.Jump) int { return cmp.Compare(a.String(), b.String()) })
+		jumps := slices.SortedFunc(maps.Keys(shipped(f).Jumps), func(a, b plan.Jump) int { return cmp.Compare(a.String(), b.String()) })
 		for _, jump := range jumps { // in the same order every time, for rapid to shrink
 			for i := range rapid.IntRange(0, 2).Draw(t, "chains") {
-				c := plan.Chain{Table: jump.Table, Name: fmt.Sprintf("MEDWAY-%d", i)}
-				lines := split(shipped().Chains[plan.Chain{Table: jump.Table, Name: jump.To}])
+				c := plan.Chain{Family: f, Table: jump.Table, Name: fmt.Sprintf("MEDWAY-%d", i)}
+				lines := split(shipped(f).Chains[plan.Chain{Family: f, Table: jump.Table, Name: jump.To}])
 				h.Chains[c] = rules(rapid.SliceOfN(rapid.SampledFrom(lines), 0, 4).Draw(t, "rules")...)
 				if rapid.Bool().Draw(t, "jump") {
-					h.Jumps[plan.Jump{Table: jump.Table, From: jump.From, To: c.Name}] = struct{}{}
+					h.Jumps[plan.Jump{Family: f, Table: jump.Table, From: jump.From, To: c.Name}] = struct{}{}
 				}
 			}
 		}
@@ -83,10 +97,10 @@ func anyHost() *rapid.Generator[plan.Host] {
 }
 
 func TestRandomWalk(t *testing.T) {
-	f := NewFake()
+	f := NewFake(plan.IPv4)
 	f.rules.chain("filter", "INPUT").rules = []string{"-s 192.0.2.7/32 -j ACCEPT"}
 	rapid.Check(t, func(t *rapid.T) {
-		h := anyHost().Draw(t, "host")
+		h := anyHost(plan.IPv4).Draw(t, "host")
 		if err := run(t.Context(), f, h).Err(); err != nil {
 			t.Fatalf("%v\n%s", err, f)
 		}
@@ -119,7 +133,7 @@ func TestFakePrintsAsIptables(t *testing.T) {
 # iptables -t mangle -S
 # iptables -t raw -S
 `
-	if d := gocmp.Diff(want, (&Fake{rules: rs}).String()); d != "" {
+	if d := gocmp.Diff(want, (&Fake{family: plan.IPv4, rules: rs}).String()); d != "" {
 		t.Error(d)
 	}
 }
@@ -133,12 +147,16 @@ func TestWhatCannotBeReadIsNotEmpty(t *testing.T) {
 	}
 }
 
-func TestProtocol4IsWrittenAsANumber(t *testing.T) {
+func TestProtocolsAreWrittenAsNumbers(t *testing.T) {
 	for rule, want := range map[string][2]string{
 		"-p 4 -j DROP":                {"-p ipencap -j DROP", "-p 4 -j DROP"},
 		"-s 1.2.3.4/32 -p ipencap":    {"-s 1.2.3.4/32 -p ipencap", "-s 1.2.3.4/32 -p 4"},
 		"-p tcp -m tcp --dport 4":     {"-p tcp -m tcp --dport 4", "-p tcp -m tcp --dport 4"},
 		"! -p ipip -j DROP":           {"! -p ipencap -j DROP", "! -p 4 -j DROP"},
+		"-p 41 -j DROP":               {"-p ipv6 -j DROP", "-p 41 -j DROP"},
+		"-p icmpv6 -m icmp6":          {"-p ipv6-icmp -m icmp6", "-p 58 -m icmp6"},
+		"-p ipv6-icmp -j DROP":        {"-p ipv6-icmp -j DROP", "-p 58 -j DROP"},
+		"-p ipv6-frag -j DROP":        {"-p ipv6-frag -j DROP", "-p ipv6-frag -j DROP"},
 		"-p 47 -j DROP":               {"-p 47 -j DROP", "-p 47 -j DROP"},
 		"-m comment --comment \"-p\"": {"-m comment --comment \"-p\"", "-m comment --comment \"-p\""},
 	} {
@@ -150,7 +168,7 @@ func TestProtocol4IsWrittenAsANumber(t *testing.T) {
 
 func TestJumpOutOfPlaceIsDrift(t *testing.T) {
 	own, other := "-j MEDWAY-A", "-j MEDWAY-B"
-	jump := plan.Jump{Table: "filter", From: "INPUT", To: "MEDWAY-A"}
+	jump := plan.Jump{Family: plan.IPv4, Table: "filter", From: "INPUT", To: "MEDWAY-A"}
 	wanted := map[plan.Jump]struct{}{jump: {}}
 	for _, tc := range []struct {
 		rules    []string
@@ -164,10 +182,10 @@ func TestJumpOutOfPlaceIsDrift(t *testing.T) {
 		{rules: []string{"-s 1.2.3.4/32 -j MEDWAY-A"}, gone: true},
 	} {
 		rs := ruleset{"filter": {{name: "INPUT", policy: "ACCEPT", rules: tc.rules}}}
-		if _, ok := rs.jumps(wanted)[jump]; ok != tc.ok {
+		if _, ok := rs.jumps(plan.IPv4, wanted)[jump]; ok != tc.ok {
 			t.Errorf("%q: wanted jump in place: %v", tc.rules, ok)
 		}
-		if _, there := rs.jumps(nil)[jump]; there == tc.gone {
+		if _, there := rs.jumps(plan.IPv4, nil)[jump]; there == tc.gone {
 			t.Errorf("%q: unwanted jump there: %v", tc.rules, there)
 		}
 	}
@@ -179,8 +197,27 @@ func TestOthersChainsAreRefused(t *testing.T) {
 		{Chains: map[plan.Chain]plan.Rules{{Table: "nat", Name: "MEDWAY-X"}: ""}},
 		{Jumps: map[plan.Jump]struct{}{{Table: "filter", From: "INPUT", To: "DOCKER"}: {}}},
 	} {
-		if err := run(t.Context(), NewFake(), h).Err(); err == nil || !strings.Contains(err.Error(), "not medway's") {
+		if err := run(t.Context(), NewFake(plan.IPv4), h).Err(); err == nil || !strings.Contains(err.Error(), "not medway's") {
 			t.Errorf("%+v: %v", h, err)
 		}
+	}
+}
+
+// A host without ip6tables works as long as nothing of IPv6 is wanted there.
+func TestWithoutIP6Tables(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	if _, err := New(plan.IPv4); err == nil || !strings.Contains(err.Error(), "iptables is not usable") {
+		t.Errorf("without iptables: %v", err)
+	}
+	k, err := New(plan.IPv6)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := run(t.Context(), k, plan.Host{}); r.Err() != nil {
+		t.Errorf("nothing wanted: %v", r.Err())
+	}
+	r := run(t.Context(), k, shipped(plan.IPv6))
+	if len(r.Failed) != 2 || !strings.Contains(r.Err().Error(), "ip6tables is not usable") {
+		t.Errorf("rules wanted: %v", r.Failed)
 	}
 }

@@ -22,32 +22,32 @@ func (t fakeJumps) Show(c reconcile.Change[plan.Jump, struct{}]) reconcile.Text 
 	return showJump(c, t.rules.copies(c.Key))
 }
 
-func command(op reconcile.Op, table, format string, args ...any) reconcile.Command {
-	return reconcile.Command{Op: op, Line: "iptables -t " + table + " " + fmt.Sprintf(format, args...)}
+func command(op reconcile.Op, f plan.Family, table, format string, args ...any) reconcile.Command {
+	return reconcile.Command{Op: op, Line: f.Tables() + " -t " + table + " " + fmt.Sprintf(format, args...)}
 }
 
 // showChain says what Apply does at once as one command a rule.
 func showChain(c reconcile.Change[plan.Chain, plan.Rules]) reconcile.Text {
 	text := reconcile.Text{Table: "chain", Old: string(c.Old), New: string(c.New)}
-	table, name := c.Key.Table, c.Key.Name
+	family, table, name := c.Key.Family, c.Key.Table, c.Key.Name
 	if c.Op == reconcile.Delete {
-		text.Commands = []reconcile.Command{command(c.Op, table, "-F %s", name), command(c.Op, table, "-X %s", name)}
+		text.Commands = []reconcile.Command{command(c.Op, family, table, "-F %s", name), command(c.Op, family, table, "-X %s", name)}
 		return text
 	}
 	if c.Op == reconcile.Create {
-		text.Commands = []reconcile.Command{command(c.Op, table, "-N %s", name)}
+		text.Commands = []reconcile.Command{command(c.Op, family, table, "-N %s", name)}
 	}
 	now := split(c.Old)
 	for _, e := range edits(now, split(c.New)) {
 		switch {
 		case e.op == reconcile.Delete && slices.Index(now, e.rule) == e.at && plain.MatchString(e.rule):
-			text.Commands = append(text.Commands, command(e.op, table, "-D %s %s", name, written(e.rule)))
+			text.Commands = append(text.Commands, command(e.op, family, table, "-D %s %s", name, written(e.rule)))
 		case e.op == reconcile.Delete:
-			text.Commands = append(text.Commands, command(e.op, table, "-D %s %d", name, e.at+1))
+			text.Commands = append(text.Commands, command(e.op, family, table, "-D %s %d", name, e.at+1))
 		case e.at == len(now):
-			text.Commands = append(text.Commands, command(e.op, table, "-A %s %s", name, written(e.rule)))
+			text.Commands = append(text.Commands, command(e.op, family, table, "-A %s %s", name, written(e.rule)))
 		default:
-			text.Commands = append(text.Commands, command(e.op, table, "-I %s %d %s", name, e.at+1, written(e.rule)))
+			text.Commands = append(text.Commands, command(e.op, family, table, "-I %s %d %s", name, e.at+1, written(e.rule)))
 		}
 		if e.op == reconcile.Delete {
 			now = slices.Delete(slices.Clone(now), e.at, e.at+1)
@@ -113,10 +113,10 @@ func edits(from, to []string) []edit {
 func showJump(c reconcile.Change[plan.Jump, struct{}], copies int) reconcile.Text {
 	text := reconcile.Text{Table: "jump"}
 	for range copies {
-		text.Commands = append(text.Commands, command(reconcile.Delete, c.Key.Table, "-D %s -j %s", c.Key.From, c.Key.To))
+		text.Commands = append(text.Commands, command(reconcile.Delete, c.Key.Family, c.Key.Table, "-D %s -j %s", c.Key.From, c.Key.To))
 	}
 	if c.Op != reconcile.Delete {
-		text.Commands = append(text.Commands, command(reconcile.Create, c.Key.Table, "-I %s 1 -j %s", c.Key.From, c.Key.To))
+		text.Commands = append(text.Commands, command(reconcile.Create, c.Key.Family, c.Key.Table, "-I %s 1 -j %s", c.Key.From, c.Key.To))
 	}
 	return text
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/medway-lb/medway/pkg/reconcile"
 )
 
-var input = plan.Chain{Table: "filter", Name: "MEDWAY-INPUT"}
+var input = plan.Chain{Family: plan.IPv4, Table: "filter", Name: "MEDWAY-INPUT"}
 
 func shown(text reconcile.Text) []string {
 	var out []string
@@ -92,7 +92,7 @@ func TestShowChainLeadsThere(t *testing.T) {
 }
 
 func TestShowJump(t *testing.T) {
-	jump := plan.Jump{Table: "filter", From: "INPUT", To: "MEDWAY-INPUT"}
+	jump := plan.Jump{Family: plan.IPv4, Table: "filter", From: "INPUT", To: "MEDWAY-INPUT"}
 	const in, out = "create: iptables -t filter -I INPUT 1 -j MEDWAY-INPUT", "delete: iptables -t filter -D INPUT -j MEDWAY-INPUT"
 	for _, test := range []struct {
 		op     reconcile.Op

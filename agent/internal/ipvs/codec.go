@@ -95,6 +95,8 @@ type daemon struct {
 	group  netip.Addr
 	port   uint16
 	ttl    uint8
+	// deaf says that the daemon's device is not the one that now has its name.
+	deaf bool
 }
 
 func encodeDaemon(d daemon) *nl.RtAttr {

@@ -38,6 +38,9 @@ func wireService(s *service) []byte {
 	a.AddRtAttr(svcAddr, union(s.Address))
 	a.AddRtAttr(svcPort, nl.BEUint16Attr(s.Port))
 	a.AddRtAttr(svcSched, nl.ZeroTerminated(s.SchedName))
+	if s.PEName != "" {
+		a.AddRtAttr(svcPE, nl.ZeroTerminated(s.PEName))
+	}
 	a.AddRtAttr(svcFlags, append(nl.Uint32Attr(s.Flags|flagHashed), 0xff, 0xff, 0xff, 0xff))
 	a.AddRtAttr(svcTimeout, nl.Uint32Attr(s.Timeout))
 	a.AddRtAttr(svcNetmask, nl.Uint32Attr(s.Netmask))
@@ -64,7 +67,8 @@ func wireDestination(d *destination) []byte {
 
 func TestServiceRoundTrip(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		key, want, counters := genServiceKey().Draw(t, "key"), genService().Draw(t, "value"), genCounters().Draw(t, "counters")
+		key, counters := genServiceKey().Draw(t, "key"), genCounters().Draw(t, "counters")
+		want := genService(key.Protocol).Draw(t, "value")
 		lib, err := serviceToLib(key, want)
 		if err != nil {
 			t.Fatal(err)
@@ -123,7 +127,7 @@ func TestDaemonRoundTrip(t *testing.T) {
 // Bytes that make no sense give an error; they never panic.
 func TestMalformedBytes(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		lib, err := serviceToLib(genServiceKey().Draw(t, "key"), genService().Draw(t, "value"))
+		lib, err := serviceToLib(genServiceKey().Draw(t, "key"), genService(plan.TCP).Draw(t, "value"))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -14,10 +14,11 @@ import (
 )
 
 const (
-	// flagPersistent and flagHashed: IP_VS_SVC_F_* of linux
-	// include/uapi/linux/ip_vs.h. The kernel sets the second by itself.
+	// IP_VS_SVC_F_* of linux include/uapi/linux/ip_vs.h. The kernel sets
+	// flagHashed by itself.
 	flagPersistent = 0x1
 	flagHashed     = 0x2
+	flagOnePacket  = 0x4
 
 	tunIPIP = 0 // IP_VS_CONN_F_TUNNEL_TYPE_IPIP
 
@@ -34,8 +35,9 @@ const (
 	// SET_DEST (tried); ipvsadm has the same limit.
 	maxThreshold = math.MaxInt32
 
-	// maxSchedName is IP_VS_SCHEDNAME_MAXLEN less the closing NUL.
-	maxSchedName = 15
+	// maxName is IP_VS_SCHEDNAME_MAXLEN, and IP_VS_PENAME_MAXLEN, less the
+	// closing NUL.
+	maxName = 15
 )
 
 func familyOf(a netip.Addr) uint16 {
@@ -92,18 +94,39 @@ func serviceToLib(k plan.ServiceKey, v plan.Service) (*moby.Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	if v.Scheduler == "" || len(v.Scheduler) > maxSchedName || strings.ContainsAny(v.Scheduler, " \x00") {
-		return nil, fmt.Errorf("scheduler %q is not a name of 1 to %d bytes", v.Scheduler, maxSchedName)
+	if err := checkName("scheduler", v.Scheduler); err != nil {
+		return nil, err
 	}
 	if err := checkTime("persistence", v.Persistence, 0); err != nil {
 		return nil, err
 	}
-	s.SchedName = v.Scheduler
+	if v.Engine != "" {
+		if err := checkName("persistence engine", v.Engine); err != nil {
+			return nil, err
+		}
+		if v.Persistence == 0 {
+			return nil, fmt.Errorf("persistence engine %q without persistence has no effect", v.Engine)
+		}
+	}
+	if v.OnePacket && k.Protocol != plan.UDP {
+		return nil, fmt.Errorf("one-packet scheduling is for udp")
+	}
+	s.SchedName, s.PEName = v.Scheduler, v.Engine
+	if v.OnePacket {
+		s.Flags = flagOnePacket
+	}
 	if v.Persistence != 0 {
-		s.Flags = flagPersistent
+		s.Flags |= flagPersistent
 		s.Timeout = uint32(v.Persistence / time.Second)
 	}
 	return s, nil
+}
+
+func checkName(what, name string) error {
+	if name == "" || len(name) > maxName || strings.ContainsAny(name, " \x00") {
+		return fmt.Errorf("%s %q is not a name of 1 to %d bytes", what, name, maxName)
+	}
+	return nil
 }
 
 // serviceKeyToPlan is false for what medway never makes: firewall-mark
@@ -126,17 +149,17 @@ func serviceKeyToPlan(s *moby.Service) (plan.ServiceKey, bool) {
 }
 
 // serviceToPlan marks a service that has an option which medway doesn't set
-// (one-packet, another netmask, a persistence engine...) by spelling it out
+// (another netmask, one-packet on TCP...) by spelling it out
 // behind the scheduler: no wanted scheduler has a space, so the diff sees the
 // difference and an edit removes the option.
 func serviceToPlan(k plan.ServiceKey, s *moby.Service) plan.Service {
-	v := plan.Service{Scheduler: s.SchedName}
+	v := plan.Service{Scheduler: s.SchedName, Engine: s.PEName, OnePacket: s.Flags&flagOnePacket != 0}
 	if s.Flags&flagPersistent != 0 {
 		v.Persistence = time.Duration(s.Timeout) * time.Second
 	}
 	flags := s.Flags &^ flagHashed
 	plain, err := serviceToLib(k, v)
-	if err != nil || plain.Flags != flags || plain.Netmask != s.Netmask || s.PEName != "" {
+	if err != nil || plain.Flags != flags || plain.Netmask != s.Netmask {
 		v.Scheduler += fmt.Sprintf(" flags=%#x netmask=%#x pe=%s", flags, s.Netmask, s.PEName)
 	}
 	return v
@@ -235,8 +258,8 @@ func daemonToKernel(r plan.SyncRole, v plan.SyncDaemon) (daemon, error) {
 	return d, nil
 }
 
-// daemonToPlan gives a daemon with a syncid that medway can't have set the
-// maxlen 0, which differs from every wanted value.
+// daemonToPlan gives a daemon that is deaf, or has a syncid that medway can't
+// have set, the maxlen 0, which differs from every wanted value.
 func daemonToPlan(d daemon) (plan.SyncRole, plan.SyncDaemon) {
 	role := plan.Master
 	if d.state == stateBackup {
@@ -246,7 +269,7 @@ func daemonToPlan(d daemon) (plan.SyncRole, plan.SyncDaemon) {
 		Interface: plan.LinkName(d.ifn), ID: uint8(d.id), MaxLen: d.maxLen,
 		Group: d.group, Port: d.port, TTL: d.ttl,
 	}
-	if d.id > math.MaxUint8 {
+	if d.deaf || d.id > math.MaxUint8 {
 		v.MaxLen = 0
 	}
 	return role, v

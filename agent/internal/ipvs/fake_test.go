@@ -93,6 +93,9 @@ func TestForeignOptionsAreMended(t *testing.T) {
 		"netmask":            func() { s.Netmask = 0x00ffffff },
 		"persistence engine": func() { s.PEName = "sip" },
 		"persistence of 0":   func() { s.Timeout = 0 },
+		"another engine":     func() { f.table[1].PEName = "other" },
+		"no engine":          func() { f.table[1].PEName = "" },
+		"no one packet":      func() { f.table[1].Flags = flagPersistent },
 	} {
 		spoil()
 		before := k.Changes()
@@ -191,6 +194,15 @@ func TestErrorsNameTheObject(t *testing.T) {
 		}, "not of the service's address family"},
 		{unix.ENOENT, func() error { return apply(k.Services(), reconcile.Create, sipTCP, plan.Service{Scheduler: "nil"}) },
 			`add service tcp 203.0.113.10:5060: the kernel has no scheduler "nil" (module ip_vs_nil)`},
+		{unix.ENOENT, func() error {
+			return apply(k.Services(), reconcile.Create, sipUDP6, plan.Service{Scheduler: "sed", Persistence: time.Minute, Engine: "nil"})
+		}, `add service udp [2001:db8::10]:5060: the kernel has no scheduler "sed" (module ip_vs_sed), or no persistence engine "nil" (module ip_vs_pe_nil)`},
+		{nil, func() error {
+			return apply(k.Services(), reconcile.Create, sipUDP6, plan.Service{Scheduler: "sed", Engine: "sip"})
+		}, `edit service udp [2001:db8::10]:5060: persistence engine "sip" without persistence has no effect`},
+		{nil, func() error {
+			return apply(k.Services(), reconcile.Create, sipTCP, plan.Service{Scheduler: "sed", OnePacket: true})
+		}, "edit service tcp 203.0.113.10:5060: one-packet scheduling is for udp"},
 		{unix.EPERM, func() error { return apply(k.Services(), reconcile.Delete, sipTCP, sed) },
 			"delete service tcp 203.0.113.10:5060: operation not permitted"},
 		{unix.ENODEV, func() error { return apply(k.Daemons(), reconcile.Create, plan.Master, daemon) },

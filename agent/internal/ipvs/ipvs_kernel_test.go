@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/medway-lb/medway/pkg/plan"
 	"github.com/medway-lb/medway/pkg/reconcile"
@@ -67,9 +68,10 @@ func TestKernelMendsForeignOptions(t *testing.T) {
 		"ipvsadm -e -t 203.0.113.10:5060 -r 10.2.0.21:5060 -i -w 2",
 		"ipvsadm -E -t 203.0.113.10:5060 -s sed -p 300 -M 255.255.255.0",
 		"ipvsadm -E -t 203.0.113.10:5060 -s rr -p 300",
-		"ipvsadm -E -u [2001:db8::10]:5060 -s sed -o",
 		"ipvsadm -E -u [2001:db8::10]:5060 -s sed -p 60 --pe sip",
-		"ipvsadm -E -u [2001:db8::10]:5060 -s sed -p 60 -M 64",
+		"ipvsadm -E -u [2001:db8::10]:5060 -s sed -p 60 -o",
+		"ipvsadm -E -u [2001:db8::10]:5060 -s sed -p 60 --pe sip -o -M 64",
+		"ipvsadm -E -u [2001:db8::10]:5060 -s sed",
 	} {
 		sh(t, spoil)
 		if rules(t) == exampleRules+mark && thresholds(t) == threshold {
@@ -107,6 +109,40 @@ func TestKernelDaemons(t *testing.T) {
 	settle(t, k, want)
 	same(t, "--daemon", "master sync daemon (mcast=sync01, syncid=0, maxlen=1, group=224.0.0.81, port=8849, ttl=64)\n"+
 		"backup sync daemon ("+tail, daemons(t))
+}
+
+// Daemons whose device was deleted look well and hear nothing: they are started
+// anew on the device that has its name now.
+func TestKernelDaemonsOutliveTheirDevice(t *testing.T) {
+	k := inNamespace(t)
+	want := plan.Host{Daemons: example().Daemons}
+	for _, group := range []netip.Addr{group4, netip.MustParseAddr("ff02::81")} {
+		for role, d := range want.Daemons {
+			d.Group = group
+			want.Daemons[role] = d
+		}
+		settle(t, k, want)
+		printed := daemons(t)
+		sh(t, "ip link del sync01")
+		sh(t, "ip link add sync01 type veth peer name sync01p")
+		for _, link := range []string{"sync01", "sync01p"} {
+			sh(t, "ip link set "+link+" up")
+		}
+		sh(t, "ip addr add 10.99.0.1/24 dev sync01")
+		same(t, "--daemon", printed, daemons(t))
+		if groups := sh(t, "ip maddr show dev sync01"); strings.Contains(groups, group.String()+"\n") {
+			t.Fatalf("the new device is in the group: this test shows nothing\n%s", groups)
+		}
+		before := k.Changes()
+		settle(t, k, want)
+		if n := k.Changes() - before; n != 4 {
+			t.Errorf("%d changes, want two stops and two starts", n)
+		}
+		same(t, "--daemon", printed, daemons(t))
+		if groups := sh(t, "ip maddr show dev sync01"); !strings.Contains(groups, group.String()+"\n") {
+			t.Errorf("the backup did not join %s:\n%s", group, groups)
+		}
+	}
 }
 
 // A daemon that is stopped before its thread has run gets no netlink answer.
@@ -219,4 +255,63 @@ func TestKernelManyObjects(t *testing.T) {
 	if a, d := strings.Count(printed, "-A "), strings.Count(printed, "-a "); a != 301 || d != 300 {
 		t.Errorf("%d services and %d destinations", a, d)
 	}
+}
+
+// Engine and one-packet scheduling can be switched in place, on and off: the
+// service and its destinations stay.
+func TestKernelSwitchesEngineAndOnePacket(t *testing.T) {
+	k := inNamespace(t)
+	want := plan.Host{
+		Services:     map[plan.ServiceKey]plan.Service{},
+		Destinations: map[plan.DestinationKey]plan.Destination{local6: {Weight: 1}},
+	}
+	for _, v := range []struct {
+		plan.Service
+		printed string
+	}{
+		{plan.Service{Scheduler: "sed"}, "-s sed"},
+		{plan.Service{Scheduler: "sed", OnePacket: true}, "-s sed -o"},
+		{plan.Service{Scheduler: "sed", Persistence: time.Minute, Engine: "sip", OnePacket: true}, "-s sed -p 60 --pe sip -o"},
+		{plan.Service{Scheduler: "sed", Persistence: time.Minute, Engine: "sip"}, "-s sed -p 60 --pe sip"},
+		{plan.Service{Scheduler: "sed", Persistence: time.Minute}, "-s sed -p 60"},
+		{plan.Service{Scheduler: "sed"}, "-s sed"},
+	} {
+		before := k.Changes()
+		want.Services[sipUDP6] = v.Service
+		settle(t, k, want)
+		if n := k.Changes() - before; before != 0 && n != 1 {
+			t.Errorf("%s: %d changes, want 1", v.printed, n)
+		}
+		same(t, v.printed, "-A -u [2001:db8::10]:5060 "+v.printed+
+			"\n-a -u [2001:db8::10]:5060 -r [2001:db8:1::21]:5060 -i -w 1 --tun-type ipip\n", rules(t))
+	}
+}
+
+// A scheduler, an engine or a threshold that the kernel does not take is said
+// with the service's name, and everything else is made.
+func TestKernelGoesOnWithoutWhatItCannotMake(t *testing.T) {
+	k := inNamespace(t)
+	want := example()
+	noScheduler, noEngine := sipTCP, sipUDP6
+	noScheduler.Port, noEngine.Port = 5070, 5070
+	tooMany := local
+	tooMany.Port = 5071
+	want.Services[noScheduler] = plan.Service{Scheduler: "nil"}
+	want.Services[noEngine] = plan.Service{Scheduler: "sed", Persistence: time.Minute, Engine: "nil"}
+	want.Destinations[tooMany] = plan.Destination{Weight: 1, Upper: 1 << 31}
+	r := run(k, want)
+	if len(r.Failed) != 3 {
+		t.Errorf("failed: %v", r.Failed)
+	}
+	for _, part := range []string{
+		`add service tcp 203.0.113.10:5070: the kernel has no scheduler "nil" (module ip_vs_nil)`,
+		`add service udp [2001:db8::10]:5070: the kernel has no scheduler "sed" (module ip_vs_sed), or no persistence engine "nil" (module ip_vs_pe_nil)`,
+		"destination tcp 203.0.113.10:5060 -> 10.1.0.21:5071: upper threshold 2147483648 is above 2147483647",
+	} {
+		if r.Err() == nil || !strings.Contains(r.Err().Error(), part) {
+			t.Errorf("not said: %s\n%v", part, r.Err())
+		}
+	}
+	same(t, "ipvsadm -Sn", exampleRules, rules(t))
+	same(t, "--daemon", exampleDaemons, daemons(t))
 }

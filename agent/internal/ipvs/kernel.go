@@ -158,7 +158,11 @@ func (t ServiceTable) Apply(ctx context.Context, c reconcile.Change[plan.Service
 		return t.k.change(ctx, func(k conn) error { return k.setService(v, s) })
 	})
 	if errors.Is(err, unix.ENOENT) {
-		err = fmt.Errorf("the kernel has no scheduler %q (module ip_vs_%s): %w", s.SchedName, s.SchedName, err)
+		lacks := fmt.Sprintf("scheduler %q (module ip_vs_%s)", s.SchedName, s.SchedName)
+		if s.PEName != "" {
+			lacks += fmt.Sprintf(", or no persistence engine %q (module ip_vs_pe_%s)", s.PEName, s.PEName)
+		}
+		err = fmt.Errorf("the kernel has no %s: %w", lacks, err)
 	}
 	return fault(v, c.Key, err)
 }

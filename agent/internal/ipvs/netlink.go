@@ -158,7 +158,11 @@ func (s *session) destinations(ctx context.Context, of *moby.Service) ([]destina
 }
 
 func (s *session) daemons(ctx context.Context) ([]daemon, error) {
-	return dumpAll(ctx, s, decodeDaemon, cmdGetDaemon, attrDaemon)
+	found, err := dumpAll(ctx, s, decodeDaemon, cmdGetDaemon, attrDaemon)
+	if err != nil {
+		return nil, err
+	}
+	return found, markDeaf(found)
 }
 
 func (s *session) timeouts() (*moby.Config, error) {

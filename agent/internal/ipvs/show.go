@@ -124,6 +124,12 @@ func serviceOptions(s *moby.Service) string {
 	if s.Flags&flagPersistent != 0 {
 		line += fmt.Sprintf(" -p %d", s.Timeout)
 	}
+	if s.PEName != "" {
+		line += " --pe " + s.PEName
+	}
+	if s.Flags&flagOnePacket != 0 {
+		line += " -o"
+	}
 	return line
 }
 

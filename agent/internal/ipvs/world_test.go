@@ -64,7 +64,7 @@ func example() plan.Host {
 	return plan.Host{
 		Services: map[plan.ServiceKey]plan.Service{
 			sipTCP:  {Scheduler: "sed", Persistence: 5 * time.Minute},
-			sipUDP6: sed,
+			sipUDP6: {Scheduler: "sed", Persistence: time.Minute, Engine: "sip", OnePacket: true},
 		},
 		Destinations: map[plan.DestinationKey]plan.Destination{
 			local:  {Weight: 50000},
@@ -83,7 +83,7 @@ const (
 	exampleRules = `-A -t 203.0.113.10:5060 -s sed -p 300
 -a -t 203.0.113.10:5060 -r 10.1.0.21:5060 -i -w 50000 --tun-type ipip
 -a -t 203.0.113.10:5060 -r 10.2.0.21:5060 -i -w 2 --tun-type ipip
--A -u [2001:db8::10]:5060 -s sed
+-A -u [2001:db8::10]:5060 -s sed -p 60 --pe sip -o
 -a -u [2001:db8::10]:5060 -r [2001:db8:1::21]:5060 -i -w 65535 --tun-type ipip
 `
 	exampleDaemons = `master sync daemon (mcast=sync01, syncid=1, maxlen=1452, group=224.0.0.81, port=8848, ttl=1)
@@ -110,12 +110,17 @@ func genServiceKey() *rapid.Generator[plan.ServiceKey] {
 	})
 }
 
-func genService() *rapid.Generator[plan.Service] {
+func genService(protocol plan.Protocol) *rapid.Generator[plan.Service] {
 	return rapid.Custom(func(t *rapid.T) plan.Service {
-		return plan.Service{
+		s := plan.Service{
 			Scheduler:   rapid.SampledFrom([]string{"sed", "wlc", "rr"}).Draw(t, "scheduler"),
 			Persistence: time.Duration(rapid.SampledFrom([]int{0, 0, 1, 300, 31 * 86400}).Draw(t, "persistence")) * time.Second,
 		}
+		if s.Persistence != 0 {
+			s.Engine = rapid.SampledFrom([]string{"", "sip"}).Draw(t, "engine")
+		}
+		s.OnePacket = protocol == plan.UDP && rapid.Bool().Draw(t, "one packet")
+		return s
 	})
 }
 
@@ -146,7 +151,7 @@ func genDaemon() *rapid.Generator[plan.SyncDaemon] {
 func genHost() *rapid.Generator[plan.Host] {
 	return rapid.Custom(func(t *rapid.T) plan.Host {
 		h := plan.Host{
-			Services:     rapid.MapOfN(genServiceKey(), genService(), 0, 8).Draw(t, "services"),
+			Services:     make(map[plan.ServiceKey]plan.Service),
 			Destinations: make(map[plan.DestinationKey]plan.Destination),
 			Daemons:      rapid.MapOf(rapid.SampledFrom([]plan.SyncRole{plan.Master, plan.Backup}), genDaemon()).Draw(t, "daemons"),
 			Timeouts: rapid.MapOf(
@@ -155,7 +160,8 @@ func genHost() *rapid.Generator[plan.Host] {
 					return time.Duration(rapid.IntRange(1, 31*86400).Draw(t, "seconds")) * time.Second
 				})).Draw(t, "timeouts"),
 		}
-		for key := range h.Services {
+		for _, key := range rapid.SliceOfN(genServiceKey(), 0, 8).Draw(t, "services") {
+			h.Services[key] = genService(key.Protocol).Draw(t, "service")
 			servers := servers4
 			if key.Addr.Is6() {
 				servers = servers6

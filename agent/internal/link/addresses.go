@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"syscall"
@@ -11,6 +12,7 @@ import (
 	"github.com/medway-lb/medway/pkg/plan"
 	"github.com/medway-lb/medway/pkg/reconcile"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 type addresses struct{ *Kernel }
@@ -73,54 +75,65 @@ func (t addresses) Apply(_ context.Context, c reconcile.Change[plan.Address, str
 }
 
 func (t addresses) add(d netlink.Link, p netip.Prefix) error {
-	err := t.made(t.h.AddrAdd(d, &netlink.Addr{IPNet: ipNet(p)}))
+	a := &netlink.Addr{IPNet: ipNet(p)}
+	if p.Addr().Is6() {
+		// Nobody else can have the address, so there is nothing to detect; and
+		// "preferred_lft 0" keeps the host from choosing a VIP as the source of
+		// its own connections (RFC 6724, 5, rule 3).
+		a.Flags, a.ValidLft, a.PreferedLft = unix.IFA_F_NODAD, forever, 0
+	}
+	err := t.made(t.h.AddrAdd(d, a))
 	if errors.Is(err, syscall.EEXIST) {
 		return nil
 	}
 	return wrap(err, "link %s: add address %s", d.Attrs().Name, p)
 }
 
+// forever is the lifetime of an address that has no end (INFINITY_LIFE_TIME in
+// linux/if_addr.h).
+const forever = math.MaxUint32
+
 // remove deletes an address and puts back at once what goes with it. With the
-// first address of a subnet the kernel deletes the others of that subnet, the
-// one that replaces it among them, unless promote_secondaries is 1
-// (ip-sysctl); and with the last address of a device all IPv4 routes through
-// it (fib_inetaddr_event in net/ipv4/fib_frontend.c).
+// first IPv4 address of a subnet the kernel deletes the others of that subnet,
+// the one that replaces it among them, unless promote_secondaries is 1
+// (ip-sysctl); and with the last IPv4 address of a device all IPv4 routes
+// through it (fib_inetaddr_event in net/ipv4/fib_frontend.c).
 func (t addresses) remove(d netlink.Link, a plan.Address) error {
-	addrs, err := t.on(d)
-	if err != nil {
-		return err
+	there := func() ([]netip.Prefix, error) {
+		on, err := t.on(d)
+		return slices.DeleteFunc(on, func(p netip.Prefix) bool { return p == a.Prefix }), err
 	}
 	rt := routes(t)
-	through, err := rt.through(d)
+	through := func() ([]netip.Prefix, error) { return rt.through(d) }
+	return keep(through, func(p netip.Prefix) error { return rt.add(d, p) }, func() error {
+		return keep(there, func(p netip.Prefix) error { return t.add(d, p) }, func() error {
+			err := t.made(t.h.AddrDel(d, &netlink.Addr{IPNet: ipNet(a.Prefix)}))
+			if errors.Is(err, syscall.EADDRNOTAVAIL) {
+				return nil
+			}
+			return wrap(err, "link %s: delete address %s", d.Attrs().Name, a.Prefix)
+		})
+	})
+}
+
+// keep puts back what was there before a change and is not after it.
+func keep(there func() ([]netip.Prefix, error), add func(netip.Prefix) error, change func() error) error {
+	before, err := there()
 	if err != nil {
 		return err
 	}
-	err = t.made(t.h.AddrDel(d, &netlink.Addr{IPNet: ipNet(a.Prefix)}))
-	if err != nil && !errors.Is(err, syscall.EADDRNOTAVAIL) {
-		return fmt.Errorf("link %s: delete address %s: %w", d.Attrs().Name, a.Prefix, err)
+	if err := change(); err != nil {
+		return err
 	}
-	left, err := t.on(d)
+	after, err := there()
 	if err != nil {
 		return err
 	}
-	for _, p := range addrs {
-		if p == a.Prefix || slices.Contains(left, p) {
-			continue
-		}
-		if err := t.add(d, p); err != nil {
-			return err
-		}
-	}
-	still, err := rt.through(d)
-	if err != nil {
-		return err
-	}
-	for _, p := range through {
-		if slices.Contains(still, p) {
-			continue
-		}
-		if err := rt.add(d, p); err != nil {
-			return err
+	for _, p := range before {
+		if !slices.Contains(after, p) {
+			if err := add(p); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

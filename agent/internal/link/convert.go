@@ -9,18 +9,17 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// kindOf returns the type of device that a name of medway's stands for, and ""
-// for a name that is not medway's.
-func kindOf(name plan.LinkName) plan.LinkKind {
+// may says whether a device of a name and a type is medway's.
+func may(name plan.LinkName, kind plan.LinkKind) bool {
 	switch {
 	case name == plan.VIPLink:
-		return plan.Dummy
+		return kind == plan.Dummy
 	case name == plan.SyncLink:
-		return plan.Veth
+		return kind == plan.Veth
 	case strings.HasPrefix(string(name), plan.TunnelPrefix):
-		return plan.IPIP
+		return kind == plan.IPIP || kind == plan.IP6Tnl
 	}
-	return ""
+	return false
 }
 
 // device returns what to ask the kernel for to get a link.
@@ -45,12 +44,29 @@ func device(name plan.LinkName, l plan.Link) netlink.Link {
 			// IPv4 in IPv4 only, the default of ip-link(8); 0 would be "any".
 			Proto: ipProtoIPIP,
 		}
+	case plan.IP6Tnl:
+		return &netlink.Ip6tnl{
+			LinkAttrs: a,
+			Local:     l.Local.AsSlice(),
+			Remote:    l.Remote.AsSlice(),
+			Ttl:       l.TTL,
+			// "encaplimit none": the option takes 8 bytes of every packet, and
+			// routers may drop what bears options (RFC 7872).
+			Flags: ignoreEncapLimit,
+			Proto: ipProtoIPIP, // mode ipip6
+		}
 	}
 	return &netlink.Dummy{LinkAttrs: a}
 }
 
-// ipProtoIPIP is IPPROTO_IPIP (ip(7)).
-const ipProtoIPIP = 4
+const (
+	// ipProtoIPIP is IPPROTO_IPIP (ip(7)).
+	ipProtoIPIP = 4
+	// ignoreEncapLimit is IP6_TNL_F_IGN_ENCAP_LIMIT (linux/ip6_tunnel.h).
+	ignoreEncapLimit = 1
+	// external marks a tunnel without ends of its own, which can't be given any.
+	external = ", external"
+)
 
 // planned returns a device as plan says it. What plan.Link has no word for,
 // and medway wants otherwise, is added to the kind, so that it differs from
@@ -84,10 +100,21 @@ func planned(d netlink.Link, peer netlink.Link) plan.Link {
 			l.Kind += ", nopmtudisc"
 		}
 		if d.FlowBased {
-			l.Kind += ", external"
+			l.Kind += external
 		}
 		if d.Proto != ipProtoIPIP {
 			l.Kind += ", not of mode ipip"
+		}
+	case *netlink.Ip6tnl:
+		l.Local, l.Remote, l.TTL = addr(d.Local), addr(d.Remote), d.Ttl
+		if d.Flags&ignoreEncapLimit == 0 {
+			l.Kind += ", with an encaplimit"
+		}
+		if d.FlowBased {
+			l.Kind += external
+		}
+		if d.Proto != ipProtoIPIP {
+			l.Kind += ", not of mode ipip6"
 		}
 	}
 	return l
@@ -101,6 +128,17 @@ func peerOf(d netlink.Link, byIndex map[int]netlink.Link) netlink.Link {
 		return nil
 	}
 	return byIndex[d.Attrs().ParentIndex]
+}
+
+// endpoints are the outer addresses of a tunnel; invalid for other devices.
+func endpoints(d netlink.Link) (local, remote netip.Addr) {
+	switch d := d.(type) {
+	case *netlink.Iptun:
+		return addr(d.Local), addr(d.Remote)
+	case *netlink.Ip6tnl:
+		return addr(d.Local), addr(d.Remote)
+	}
+	return netip.Addr{}, netip.Addr{}
 }
 
 func addr(ip net.IP) netip.Addr {

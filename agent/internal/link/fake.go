@@ -92,11 +92,11 @@ func (t fakeLinks) Apply(_ context.Context, c reconcile.Change[plan.LinkName, pl
 		t.remove(c.Key)
 		return nil
 	}
-	if kindOf(c.Key) != c.New.Kind {
+	if !may(c.Key, c.New.Kind) {
 		return fmt.Errorf("%s of type %q is not medway's to make", c.Key, c.New.Kind)
 	}
 	for other, l := range t.links {
-		if c.New.Kind != plan.IPIP || other == c.Key || l.Local != c.New.Local || l.Remote != c.New.Remote {
+		if !c.New.Remote.IsValid() || other == c.Key || l.Local != c.New.Local || l.Remote != c.New.Remote {
 			continue
 		}
 		if w, ok := t.want[other]; ok && w.Local == l.Local && w.Remote == l.Remote {
@@ -105,7 +105,7 @@ func (t fakeLinks) Apply(_ context.Context, c reconcile.Change[plan.LinkName, pl
 		t.remove(other)
 	}
 	t.changes++
-	if l, ok := t.links[c.Key]; ok && l.Peer != c.New.Peer {
+	if l, ok := t.links[c.Key]; ok && (l.Peer != c.New.Peer || l.Kind != c.New.Kind) {
 		t.remove(c.Key)
 	}
 	t.links[c.Key] = c.New
@@ -164,7 +164,7 @@ func (f *Fake) String() string {
 		case plan.Veth:
 			line("1 %s@%s UP %s mtu %d", string(name), string(l.Peer), l.MAC, l.MTU)
 			line("1 %s@%s UP mtu %d", string(l.Peer), string(name), l.MTU)
-		case plan.IPIP:
+		case plan.IPIP, plan.IP6Tnl:
 			line("1 %s@NONE UNKNOWN %s peer %s ttl %d mtu %d", string(name), l.Local, l.Remote, l.TTL, l.MTU)
 		default:
 			line("1 %s UNKNOWN %s mtu %d", string(name), l.MAC, l.MTU)

@@ -26,13 +26,15 @@ type ipLink struct {
 		Kind string `json:"info_kind"`
 		Data struct {
 			Proto, Local, Remote string
-			TTL                  int
+			TTL, HopLimit        int
 			PMTUDisc             bool
+			EncapLimit           any `json:"encap_limit"`
 		} `json:"info_data"`
 	} `json:"linkinfo"`
 	Addrs []struct {
 		Family, Local, Scope string
 		Bits                 int `json:"prefixlen"`
+		Deprecated           bool
 	} `json:"addr_info"`
 	Dst, Dev, LLAddr string
 	Scope            string
@@ -62,14 +64,17 @@ func seen(t nstest.TB, want plan.Host) plan.Host {
 	}
 	for _, d := range ip(t, "address") {
 		name := plan.LinkName(d.Name)
-		if kindOf(name) == "" && name != plan.SyncPeerLink {
+		if name != plan.SyncPeerLink && !may(name, plan.LinkKind(d.Info.Kind)) {
 			continue
 		}
 		if !slices.Contains(d.Flags, "UP") {
 			t.Fatalf("%s is not up: %v", name, d.Flags)
 		}
 		for _, a := range d.Addrs {
-			if a.Family == "inet" && a.Scope == "global" {
+			if a.Scope == "global" {
+				if a.Family == "inet6" && !a.Deprecated {
+					t.Fatalf("%s may become the source of the host's own connections", a.Local)
+				}
 				p := netip.PrefixFrom(netip.MustParseAddr(a.Local), a.Bits)
 				h.Addresses[plan.Address{Link: name, Prefix: p}] = struct{}{}
 			}
@@ -98,15 +103,23 @@ func seen(t nstest.TB, want plan.Host) plan.Host {
 
 func linkOf(t nstest.TB, d ipLink) plan.Link {
 	t.Helper()
-	l := plan.Link{Kind: plan.LinkKind(d.Info.Kind), MTU: d.MTU, MAC: mac(d.MAC)}
+	l := plan.Link{Kind: plan.LinkKind(d.Info.Kind), MTU: d.MTU}
 	switch l.Kind {
+	case plan.Dummy:
+		l.MAC = mac(d.MAC)
 	case plan.Veth:
-		l.Peer = plan.LinkName(d.Peer)
+		l.MAC, l.Peer = mac(d.MAC), plan.LinkName(d.Peer)
 	case plan.IPIP:
 		i := d.Info.Data
 		l.Local, l.Remote, l.TTL = netip.MustParseAddr(i.Local), netip.MustParseAddr(i.Remote), uint8(i.TTL)
 		if i.Proto != "ipip" || !i.PMTUDisc {
 			t.Fatalf("%s is %+v", d.Name, i)
+		}
+	case plan.IP6Tnl:
+		i := d.Info.Data
+		l.Local, l.Remote, l.TTL = netip.MustParseAddr(i.Local), netip.MustParseAddr(i.Remote), uint8(max(i.TTL, i.HopLimit))
+		if out := nstest.Run(t, "ip", "-d", "link", "show", d.Name); !strings.Contains(out, "ip6tnl ipip6 ") || !strings.Contains(out, "encaplimit none") {
+			t.Fatalf("%s", out)
 		}
 	}
 	return l
@@ -167,22 +180,25 @@ func sample() plan.Host {
 			plan.SyncLink:  {Kind: plan.Veth, MTU: 1480, MAC: plan.SyncMAC, Peer: plan.SyncPeerLink},
 			"mw-dc2-lvs-a": {Kind: plan.IPIP, MTU: 1480, TTL: 64, Local: host("192.0.2.1").Addr(), Remote: host("192.0.2.2").Addr()},
 			"mw-dc2-lvs-b": {Kind: plan.IPIP, MTU: 1480, TTL: 64, Local: host("192.0.2.1").Addr(), Remote: host("192.0.2.3").Addr()},
+			"mw-dc2-lvs-c": {Kind: plan.IP6Tnl, MTU: 1460, TTL: 64, Local: host("2001:db8:1::11").Addr(), Remote: host("2001:db8:2::13").Addr()},
 		},
 		Addresses: map[plan.Address]struct{}{
 			{Link: plan.VIPLink, Prefix: host("203.0.113.10")}:                       {},
+			{Link: plan.VIPLink, Prefix: host("2001:db8:10::10")}:                    {},
 			{Link: plan.SyncLink, Prefix: netip.MustParsePrefix("169.254.128.5/32")}: {},
 		},
 		Routes: map[plan.Route]struct{}{
 			{Prefix: host("169.254.0.1"), Link: plan.SyncPeerLink}: {},
 			{Prefix: host("169.254.7.9"), Link: "mw-dc2-lvs-a"}:    {},
 			{Prefix: host("169.254.7.10"), Link: "mw-dc2-lvs-b"}:   {},
+			{Prefix: host("169.254.7.11"), Link: "mw-dc2-lvs-c"}:   {},
 		},
 		Neighbors: map[plan.Neighbor]plan.MAC{{Link: plan.SyncPeerLink, Addr: plan.ReinjectGateway}: plan.SyncMAC},
 	}
 }
 
 func TestKernelSample(t *testing.T) {
-	k := kernel(t, nstest.Dummy, nstest.IPIP)
+	k := kernel(t, nstest.Dummy, nstest.IPIP, nstest.IP6Tnl)
 	agrees(t, k, sample())
 	agrees(t, k, plan.Host{})
 }
@@ -190,7 +206,7 @@ func TestKernelSample(t *testing.T) {
 // What anyone may do to a device while medway runs is mended in one run, with
 // what rested on it.
 func TestKernelMendsDrift(t *testing.T) {
-	k := kernel(t, nstest.Dummy, nstest.IPIP)
+	k := kernel(t, nstest.Dummy, nstest.IPIP, nstest.IP6Tnl)
 	for _, damage := range []string{
 		"link set medway0 down",
 		"link set sync01 down",
@@ -203,6 +219,16 @@ func TestKernelMendsDrift(t *testing.T) {
 		"link set mw-dc2-lvs-a type ipip local 192.0.2.1 remote 192.0.2.77 ttl inherit",
 		"link set mw-dc2-lvs-a type ipip local 192.0.2.1 remote 192.0.2.2 ttl inherit nopmtudisc",
 		"link del mw-dc2-lvs-a",
+		"link del medway0",
+		"link set mw-dc2-lvs-c mtu 1300",
+		"link set mw-dc2-lvs-c type ip6tnl local 2001:db8:1::11 remote 2001:db8:2::99 mode ipip6 encaplimit none hoplimit 64",
+		"link set mw-dc2-lvs-c type ip6tnl local 2001:db8:1::11 remote 2001:db8:2::13 mode ip6ip6 encaplimit none hoplimit 64",
+		"link set mw-dc2-lvs-c type ip6tnl local 2001:db8:1::11 remote 2001:db8:2::13 mode ipip6 encaplimit 4 hoplimit 1",
+		"link del mw-dc2-lvs-c",
+		"link add mw-old6 type ip6tnl local 2001:db8:1::11 remote 2001:db8:2::14 mode ip6ip6",
+		"address del 2001:db8:10::10/128 dev medway0",
+		"address add 2001:db8:10::99/128 dev medway0",
+		"address flush dev medway0",
 		"link add mw-old type ipip local 192.0.2.9 remote 192.0.2.10",
 		"link add mw-any type ipip local 192.0.2.9",
 		"address del 203.0.113.10/32 dev medway0",
@@ -226,7 +252,7 @@ func TestKernelMendsDrift(t *testing.T) {
 
 // Changes are made in place: the device, known by its index, is the same.
 func TestKernelChangesInPlace(t *testing.T) {
-	k := kernel(t, nstest.Dummy, nstest.IPIP)
+	k := kernel(t, nstest.Dummy, nstest.IPIP, nstest.IP6Tnl)
 	h := sample()
 	agrees(t, k, h)
 	before := nstest.Run(t, "sh", "-c", "ip -o link | cut -d: -f1,2")
@@ -234,7 +260,9 @@ func TestKernelChangesInPlace(t *testing.T) {
 	a.TTL, a.MTU, a.Remote = 65, 1400, host("192.0.2.44").Addr()
 	s := h.Links[plan.SyncLink]
 	s.MTU, s.MAC[5] = 1400, 0x55
-	h.Links["mw-dc2-lvs-a"], h.Links[plan.SyncLink] = a, s
+	c := h.Links["mw-dc2-lvs-c"]
+	c.TTL, c.MTU, c.Remote = 65, 1400, host("2001:db8:2::44").Addr()
+	h.Links["mw-dc2-lvs-a"], h.Links["mw-dc2-lvs-c"], h.Links[plan.SyncLink] = a, c, s
 	agrees(t, k, h)
 	after := nstest.Run(t, "sh", "-c", "ip -o link | cut -d: -f1,2")
 	if d := cmp.Diff(before, after); d != "" {
@@ -244,11 +272,25 @@ func TestKernelChangesInPlace(t *testing.T) {
 
 // Two tunnels that trade their endpoints can't be changed one by one.
 func TestKernelTunnelsTradeEndpoints(t *testing.T) {
-	k := kernel(t, nstest.Dummy, nstest.IPIP)
+	k := kernel(t, nstest.Dummy, nstest.IPIP, nstest.IP6Tnl)
 	h := sample()
 	agrees(t, k, h)
 	h.Links["mw-dc2-lvs-a"], h.Links["mw-dc2-lvs-b"] = h.Links["mw-dc2-lvs-b"], h.Links["mw-dc2-lvs-a"]
 	agrees(t, k, h)
+}
+
+// A peer that gains or loses IPv4 gets a tunnel of the other kind under the
+// same name, with its route.
+func TestKernelTunnelChangesItsKind(t *testing.T) {
+	k := kernel(t, nstest.Dummy, nstest.IPIP, nstest.IP6Tnl)
+	h := sample()
+	agrees(t, k, h)
+	a, c := h.Links["mw-dc2-lvs-a"], h.Links["mw-dc2-lvs-c"]
+	for range 2 {
+		a, c = c, a
+		h.Links["mw-dc2-lvs-a"], h.Links["mw-dc2-lvs-c"] = a, c
+		agrees(t, k, h)
+	}
 }
 
 // The new address is the second of its subnet, and the kernel deletes it, and
@@ -277,16 +319,43 @@ func TestKernelLeavesStrangersAlone(t *testing.T) {
 		"route add 10.9.8.0/24 dev mw-theirs proto static",
 		"route add 10.9.7.0/24 dev mw-theirs proto 109 table 77",
 		"neigh add 10.9.9.2 dev mw-theirs lladdr 02:00:00:00:00:78 nud permanent",
+		"address add 2001:db8:9::1/64 dev mw-theirs nodad",
+		"-6 route add 2001:db8:8::/64 dev mw-theirs proto static",
+		"-6 route add 2001:db8:7::/64 dev mw-theirs proto 109 table 77",
+		"neigh add 2001:db8:9::2 dev mw-theirs lladdr 02:00:00:00:00:78 nud permanent",
 	} {
 		nstest.Run(t, "ip", strings.Fields(c)...)
 	}
-	show := "ip -o -d link show; ip -o address; ip route show table all; ip neigh show nud permanent"
+	show := "ip -o -d link show; ip -o address; ip route show table all; ip -6 route show table all; ip neigh show nud permanent"
 	before := nstest.Run(t, "sh", "-c", show)
 	if r := run(t.Context(), k, plan.Host{}); r.Err() != nil || k.Changes() != 0 {
 		t.Errorf("changed something: %+v", r)
 	}
 	if d := cmp.Diff(before, nstest.Run(t, "sh", "-c", show)); d != "" {
 		t.Error(d)
+	}
+}
+
+// What others put on medway's own devices is theirs, but for addresses of the
+// VIPs' device, which are VIPs: routes and neighbours by protocol and state.
+func TestKernelLeavesOthersObjectsOnItsDevices(t *testing.T) {
+	k := kernel(t, nstest.Dummy, nstest.IPIP, nstest.IP6Tnl)
+	agrees(t, k, sample())
+	for _, c := range []string{
+		"route add 10.9.8.0/24 dev mw-dc2-lvs-a proto static",
+		"route add 10.9.7.0/24 dev sync01p proto bird",
+		"-6 route add 2001:db8:8::/64 dev sync01p proto static",
+	} {
+		nstest.Run(t, "ip", strings.Fields(c)...)
+	}
+	show := "ip route show proto static; ip route show proto bird; ip -6 route show proto static"
+	before := nstest.Run(t, "sh", "-c", show)
+	agrees(t, k, sample())
+	h := sample()
+	delete(h.Addresses, plan.VIPAddress(host("203.0.113.10").Addr()))
+	agrees(t, k, h)
+	if d := cmp.Diff(before, nstest.Run(t, "sh", "-c", show)); d != "" || strings.Count(before, "\n") != 3 {
+		t.Error(before, d)
 	}
 }
 
@@ -313,7 +382,7 @@ func TestKernelRefusesConflicts(t *testing.T) {
 }
 
 func TestKernelRandomWalk(t *testing.T) {
-	k := kernel(t, nstest.Dummy, nstest.IPIP)
+	k := kernel(t, nstest.Dummy, nstest.IPIP, nstest.IP6Tnl)
 	nstest.Steps(t, 25)
 	rapid.Check(t, func(t *rapid.T) { agrees(t, k, anyHost(true).Draw(t, "host")) })
 }

@@ -52,6 +52,9 @@ func anyHost(ipip bool) *rapid.Generator[plan.Host] {
 			for i := range rapid.IntRange(0, 4).Draw(t, "vip count") {
 				h.Addresses[plan.Address{Link: plan.VIPLink, Prefix: host("203.0.113.%d", 10+i)}] = struct{}{}
 			}
+			for i := range rapid.IntRange(0, 2).Draw(t, "IPv6 VIPs") {
+				h.Addresses[plan.Address{Link: plan.VIPLink, Prefix: host("2001:db8::%d", 10+i)}] = struct{}{}
+			}
 		}
 		if rapid.Bool().Draw(t, "sync") {
 			l := plan.Link{Kind: plan.Veth, MTU: anyMTU(t), MAC: mac.Draw(t, "mac"), Peer: plan.SyncPeerLink}
@@ -84,6 +87,13 @@ func drawTunnels(t *rapid.T, h plan.Host) []plan.LinkName {
 			Kind: plan.IPIP, MTU: anyMTU(t), TTL: uint8(rapid.IntRange(63, 64).Draw(t, "ttl")),
 			Local:  host("192.0.2.%d", rapid.IntRange(1, 2).Draw(t, "local")).Addr(),
 			Remote: host("198.51.100.%d", remotes[i]).Addr(),
+		}
+		if rapid.Bool().Draw(t, "over IPv6") {
+			l := h.Links[name]
+			l.Kind = plan.IP6Tnl
+			l.Local = host("2001:db8:1::%d", rapid.IntRange(1, 2).Draw(t, "local")).Addr()
+			l.Remote = host("2001:db8:2::%d", remotes[i]).Addr()
+			h.Links[name] = l
 		}
 		names = append(names, name)
 	}

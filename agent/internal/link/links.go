@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"syscall"
 
 	"github.com/medway-lb/medway/pkg/plan"
@@ -29,7 +30,7 @@ func (t links) Read(context.Context) (map[plan.LinkName]plan.Link, error) {
 	have := make(map[plan.LinkName]plan.Link)
 	for _, d := range devices {
 		name := plan.LinkName(d.Attrs().Name)
-		if kindOf(name) != plan.LinkKind(d.Type()) {
+		if !may(name, plan.LinkKind(d.Type())) {
 			continue
 		}
 		have[name] = compared(planned(d, peerOf(d, devices)), t.want[name])
@@ -52,17 +53,16 @@ func compared(l, w plan.Link) plan.Link {
 // the kernel can, since what rests on a device goes with it. If it must be made
 // anew, the tables after this one find what was lost and put it back.
 func (t links) Apply(_ context.Context, c reconcile.Change[plan.LinkName, plan.Link]) error {
-	kind := kindOf(c.Key)
-	if kind == "" || c.Op != reconcile.Delete && kind != c.New.Kind {
+	if c.Op != reconcile.Delete && !may(c.Key, c.New.Kind) {
 		return fmt.Errorf("%s of type %q is not medway's to make", c.Key, c.New.Kind)
 	}
 	d, err := t.find(c.Key)
 	if err != nil {
 		return err
 	}
-	if d != nil && d.Type() != string(kind) {
+	if d != nil && !may(c.Key, plan.LinkKind(d.Type())) {
 		return fmt.Errorf("%s exists and is a %s; medway wants a %s of that name and deletes nobody else's: rename or delete it",
-			c.Key, d.Type(), kind)
+			c.Key, d.Type(), c.New.Kind)
 	}
 	switch {
 	case c.Op == reconcile.Delete && d == nil:
@@ -107,14 +107,14 @@ func (t links) update(d netlink.Link, name plan.LinkName, l plan.Link) error {
 		return err
 	}
 	have := planned(d, peerOf(d, devices))
-	again := have.Peer != l.Peer
-	if tun, ok := d.(*netlink.Iptun); ok && !sameTunnel(tun, device(name, l).(*netlink.Iptun)) {
+	again := have.Peer != l.Peer || d.Type() != string(l.Kind) || strings.Contains(string(have.Kind), external)
+	if !again && l.Remote.IsValid() && compared(have, plan.Link{}) != compared(l, plan.Link{}) {
 		if err := t.makeRoom(name, l); err != nil {
 			return err
 		}
 		err := t.made(t.h.LinkModify(device(name, l)))
-		// A tunnel made external or without a remote can't be changed into
-		// one with both ends (ipip_changelink in net/ipv4/ipip.c).
+		// An IPv4 tunnel without a remote can't be changed into one with both
+		// ends (ipip_changelink in net/ipv4/ipip.c).
 		again = errors.Is(err, syscall.EINVAL)
 		if err != nil && !again {
 			return fmt.Errorf("%s: change: %w", name, err)
@@ -127,11 +127,6 @@ func (t links) update(d netlink.Link, name plan.LinkName, l plan.Link) error {
 		return t.create(name, l)
 	}
 	return t.settle(d, l)
-}
-
-func sameTunnel(a, b *netlink.Iptun) bool {
-	return a.Local.Equal(b.Local) && a.Remote.Equal(b.Remote) && a.Ttl == b.Ttl &&
-		a.PMtuDisc == b.PMtuDisc && a.Proto == b.Proto && a.FlowBased == b.FlowBased
 }
 
 // settle sets what every type of device can change while it is up.
@@ -174,7 +169,7 @@ func (t links) mtuAndUp(d netlink.Link, mtu int) error {
 // get and is not to keep them: the kernel allows a pair of endpoints only
 // once, so tunnels that trade theirs could never be changed one by one.
 func (t links) makeRoom(name plan.LinkName, l plan.Link) error {
-	if l.Kind != plan.IPIP {
+	if !l.Remote.IsValid() {
 		return nil
 	}
 	devices, err := t.devices()
@@ -182,13 +177,13 @@ func (t links) makeRoom(name plan.LinkName, l plan.Link) error {
 		return err
 	}
 	for _, d := range devices {
-		tun, ok := d.(*netlink.Iptun)
+		local, remote := endpoints(d)
 		other := plan.LinkName(d.Attrs().Name)
-		if !ok || other == name || addr(tun.Local) != l.Local || addr(tun.Remote) != l.Remote {
+		if other == name || local != l.Local || remote != l.Remote {
 			continue
 		}
 		w, wanted := t.want[other]
-		if kindOf(other) != plan.IPIP || wanted && w.Local == l.Local && w.Remote == l.Remote {
+		if !may(other, plan.LinkKind(d.Type())) || wanted && w.Local == l.Local && w.Remote == l.Remote {
 			return fmt.Errorf("%s: %s is already the tunnel from %s to %s", name, other, l.Local, l.Remote)
 		}
 		if err := t.remove(d); err != nil {

@@ -81,13 +81,20 @@ func mtuAndMAC(l plan.Link) string {
 }
 
 func ends(l plan.Link) string {
-	return fmt.Sprintf(" local %s remote %s ttl %d", l.Local, l.Remote, l.TTL)
+	ttl := "ttl"
+	if l.Remote.Is6() {
+		ttl = "hoplimit"
+	}
+	return fmt.Sprintf(" local %s remote %s %s %d", l.Local, l.Remote, ttl, l.TTL)
 }
 
 func addLink(name string, l plan.Link) []string {
 	add := "ip link add " + name + " " + options(l)
-	if l.Kind == plan.IPIP {
-		add += " mode ipip" // ip-link(8) leaves it at "any"
+	switch l.Kind { // ip-link(8) leaves the mode at another
+	case plan.IPIP:
+		add += " mode ipip"
+	case plan.IP6Tnl:
+		add += ipip6
 	}
 	lines := []string{add, "ip link set " + name + " up"}
 	if l.Kind == plan.Veth {
@@ -96,15 +103,22 @@ func addLink(name string, l plan.Link) []string {
 	return lines
 }
 
+const ipip6 = " encaplimit none mode ipip6"
+
 // setLink changes a link where the kernel can, and makes it anew where not.
 func setLink(name string, old, l plan.Link) []string {
 	wrong := func(what string) bool { return strings.Contains(string(old.Kind), ", "+what) }
-	if old.Peer != l.Peer || wrong("external") {
+	kind, _, _ := strings.Cut(string(old.Kind), ", ")
+	if old.Peer != l.Peer || kind != string(l.Kind) || wrong("external") {
 		return append([]string{"ip link del " + name}, addLink(name, l)...)
 	}
 	var lines []string
-	if old.Local != l.Local || old.Remote != l.Remote || old.TTL != l.TTL || wrong("nopmtudisc") || wrong("not of mode") {
-		lines = append(lines, "ip link set "+name+" type "+string(l.Kind)+ends(l)+" pmtudisc mode ipip")
+	if old.Local != l.Local || old.Remote != l.Remote || old.TTL != l.TTL || wrong("nopmtudisc") || wrong("not of mode") || wrong("with an encaplimit") {
+		mode := " pmtudisc mode ipip"
+		if l.Kind == plan.IP6Tnl {
+			mode = ipip6
+		}
+		lines = append(lines, "ip link set "+name+" type "+string(l.Kind)+ends(l)+mode)
 	}
 	changed := plan.Link{}
 	if old.MTU != l.MTU {
@@ -127,8 +141,11 @@ func setLink(name string, old, l plan.Link) []string {
 }
 
 func showAddress(c reconcile.Change[plan.Address, struct{}]) reconcile.Text {
-	return reconcile.Text{Table: "address", Commands: reconcile.Commands(c.Op,
-		fmt.Sprintf("ip addr %s %s dev %s", addOrDel(c.Op), c.Key.Prefix, string(c.Key.Link)))}
+	line := fmt.Sprintf("ip addr %s %s dev %s", addOrDel(c.Op), c.Key.Prefix, string(c.Key.Link))
+	if c.Key.Prefix.Addr().Is6() && c.Op != reconcile.Delete {
+		line += " nodad preferred_lft 0"
+	}
+	return reconcile.Text{Table: "address", Commands: reconcile.Commands(c.Op, line)}
 }
 
 func showRoute(c reconcile.Change[plan.Route, struct{}]) reconcile.Text {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"strings"
 
 	"github.com/medway-lb/medway/pkg/plan"
@@ -27,7 +28,7 @@ var modules = []struct{ prefix, module string }{
 }
 
 // explain adds to a missing file what the operator should look for.
-func explain(key plan.Sysctl, err error) error {
+func explain(root *os.Root, key plan.Sysctl, err error) error {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%s: %w", key, err)
 	}
@@ -37,6 +38,9 @@ func explain(key plan.Sysctl, err error) error {
 		}
 	}
 	names := strings.Split(string(key), ".")
+	if _, err := root.Stat("net/ipv6/conf"); strings.HasPrefix(string(key), "net.ipv6.") && errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s is missing: this kernel has no IPv6 (is ipv6.disable=1 among its boot parameters?): %w", key, err)
+	}
 	if len(names) > 3 && names[0] == "net" && (names[2] == "conf" || names[2] == "neigh") {
 		dev := strings.ReplaceAll(names[3], "/", ".")
 		return fmt.Errorf("%s is missing: is there a network device %s? %w", key, dev, err)

@@ -78,7 +78,7 @@ func (k *Kernel) get(key plan.Sysctl) (string, error) {
 	defer root.Close()
 	b, err := root.ReadFile(path(key))
 	if err != nil {
-		return "", explain(key, err)
+		return "", explain(root, key, err)
 	}
 	return normal(string(b)), nil
 }
@@ -92,7 +92,7 @@ func (k *Kernel) set(key plan.Sysctl, value string) error {
 	// Without O_CREATE: a parameter exists or it doesn't.
 	f, err := root.OpenFile(path(key), os.O_WRONLY|os.O_TRUNC, 0)
 	if err != nil {
-		return explain(key, err)
+		return explain(root, key, err)
 	}
 	k.changes.Add(1)
 	_, err = f.WriteString(value + "\n")

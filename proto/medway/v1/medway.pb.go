@@ -211,7 +211,12 @@ func (x *Sync) GetTunnelMtu() uint32 {
 }
 
 // Timeouts of IPVS connections, as `ipvsadm --set`; whole seconds. Defaults
-// 900s, 120s, 300s.
+// 900s, 120s, 300s, which are the kernel's. What comes after a silence longer
+// than its timeout may go to another backend. For SIP over UDP the default suits
+// phones that keep a NAT binding open (RFC 5626: every 24 to 29 s) or send
+// OPTIONS. Where dialogues are quiet between the refreshes of their session, udp
+// must be longer than that interval: half of Session-Expires (RFC 4028), 900s by
+// default; where phones are called after a silence, than that of registrations.
 type Timeouts struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Tcp           string                 `protobuf:"bytes,1,opt,name=tcp,proto3" json:"tcp,omitempty"`
@@ -450,12 +455,19 @@ type Service struct {
 	Protocol string `protobuf:"bytes,1,opt,name=protocol,proto3" json:"protocol,omitempty"`
 	Port     uint32 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
 	Pool     string `protobuf:"bytes,3,opt,name=pool,proto3" json:"pool,omitempty"`
-	// Persistence timeout; unset is none.
+	// Persistence timeout; unset is none. With an engine it is how long a Call-ID
+	// is remembered after its last datagram: as long as a dialogue may be silent,
+	// as with Timeouts.udp.
 	Persistence string `protobuf:"bytes,4,opt,name=persistence,proto3" json:"persistence,omitempty"`
 	// "sip" makes persistence go by Call-ID (the kernel's ip_vs_pe_sip); "udp"
-	// and persistence only.
+	// and persistence only. Call-IDs are synced: a dialogue keeps its backend when
+	// the VIP moves. Only the first datagram from an address and port is looked
+	// into, unless one_packet is set.
 	PersistenceEngine string `protobuf:"bytes,5,opt,name=persistence_engine,json=persistenceEngine,proto3" json:"persistence_engine,omitempty"`
-	// Every datagram is scheduled by itself (ipvsadm --ops); "udp" only.
+	// Every datagram is scheduled by itself (ipvsadm --ops); "udp" only. With
+	// persistence_engine it is for proxies that send many dialogues from one
+	// address and port. Alone it leaves nothing to sync, and datagrams of one
+	// dialogue go to different backends.
 	OnePacket     bool `protobuf:"varint,6,opt,name=one_packet,json=onePacket,proto3" json:"one_packet,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -25,8 +25,10 @@ type Need struct {
 var (
 	Dummy = Need{"dummy", "ip link add mw-need type dummy && ip link del mw-need"}
 	IPIP  = Need{"ipip", "ip link add mw-need type ipip local 192.0.2.1 remote 192.0.2.2 ttl 64 && ip link del mw-need"}
-	IPVS  = Need{"ip_vs", "modprobe ip_vs 2>/dev/null; test -e /proc/sys/net/ipv4/vs/sync_version"}
-	TEE   = Need{"xt_TEE", "iptables -t mangle -A POSTROUTING -o lo -j TEE --gateway 192.0.2.1 && iptables -t mangle -F POSTROUTING"}
+	// IP6Tnl is the type of tunnels over IPv6.
+	IP6Tnl = Need{"ip6tnl", "ip link add mw-need type ip6tnl mode ipip6 local 2001:db8::1 remote 2001:db8::2 && ip link del mw-need"}
+	IPVS   = Need{"ip_vs", "modprobe ip_vs 2>/dev/null; test -e /proc/sys/net/ipv4/vs/sync_version"}
+	TEE    = Need{"xt_TEE", "iptables -t mangle -A POSTROUTING -o lo -j TEE --gateway 192.0.2.1 && iptables -t mangle -F POSTROUTING"}
 )
 
 // Enter moves the test, locked to its thread, into a new network namespace
