@@ -95,14 +95,14 @@ func serveHelper(in io.Reader, out io.Writer) error {
 
 // speaker is a Speaker in a process of its own in a namespace.
 type speaker struct {
-	t   *testing.T
+	t   testing.TB
 	cmd *exec.Cmd
 	in  io.WriteCloser
 	out *bufio.Reader
 }
 
 // newSpeaker makes the process and in it the Speaker; nothing is sent yet.
-func newSpeaker(t *testing.T, ns string, cfg Config) *speaker {
+func newSpeaker(t testing.TB, ns string, cfg Config) *speaker {
 	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
@@ -182,7 +182,7 @@ func many(n int, med uint32) []plan.Announcement {
 }
 
 type lineLogger struct {
-	t    *testing.T
+	t    testing.TB
 	name string
 }
 
@@ -194,7 +194,7 @@ func (l lineLogger) Write(b []byte) (int, error) {
 }
 
 // eventually polls until cond holds, and returns how long that took.
-func eventually(t *testing.T, limit time.Duration, what string, cond func() bool) time.Duration {
+func eventually(t testing.TB, limit time.Duration, what string, cond func() bool) time.Duration {
 	t.Helper()
 	begin := time.Now()
 	tick := time.NewTicker(20 * time.Millisecond)
@@ -209,7 +209,7 @@ func eventually(t *testing.T, limit time.Duration, what string, cond func() bool
 }
 
 // holds checks that cond stays true for a while.
-func holds(t *testing.T, d time.Duration, what string, cond func() bool) {
+func holds(t testing.TB, d time.Duration, what string, cond func() bool) {
 	t.Helper()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()

@@ -81,7 +81,7 @@ type rawRouter struct {
 
 var rawRouters atomic.Int32
 
-func newRawRouter(t *testing.T, serve func(wire)) *rawRouter {
+func newRawRouter(t testing.TB, serve func(wire)) *rawRouter {
 	t.Helper()
 	// Apart from those of other test processes on this host.
 	address := netip.AddrFrom4([4]byte{127, byte(os.Getpid() >> 8), byte(os.Getpid()), byte(1 + rawRouters.Add(1)%250)})
@@ -300,12 +300,12 @@ func TestTwoOctetRouter(t *testing.T) {
 	}
 }
 
-func startRaw(t *testing.T, r *rawRouter, log *zap.Logger) *Speaker {
+func startRaw(t testing.TB, r *rawRouter, log *zap.Logger) *Speaker {
 	t.Helper()
 	return startRawWith(t, loopbackConfig(), r, log)
 }
 
-func startRawWith(t *testing.T, c Config, r *rawRouter, log *zap.Logger) *Speaker {
+func startRawWith(t testing.TB, c Config, r *rawRouter, log *zap.Logger) *Speaker {
 	t.Helper()
 	c.Neighbors = []Neighbor{r.Neighbor}
 	s, err := New(c, log)

@@ -3,6 +3,7 @@ package bgp
 import (
 	"cmp"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -21,14 +22,14 @@ import (
 const labPrefix = "mwbgp-"
 
 type lab struct {
-	t       *testing.T
+	t       testing.TB
 	ns      string
 	routers []*router
 }
 
 // require skips the test where the lab can't be had; with
 // MEDWAY_REQUIRE_KERNEL=1 it fails instead.
-func require(t *testing.T, programs ...string) {
+func require(t testing.TB, programs ...string) {
 	t.Helper()
 	missing := ""
 	if os.Getuid() != 0 {
@@ -51,7 +52,7 @@ func require(t *testing.T, programs ...string) {
 	t.Skipf("SKIPPED: needs %s", missing)
 }
 
-func run(t *testing.T, line string) string {
+func run(t testing.TB, line string) string {
 	t.Helper()
 	f := strings.Fields(line)
 	out, err := exec.Command(f[0], f[1:]...).CombinedOutput()
@@ -62,7 +63,7 @@ func run(t *testing.T, line string) string {
 }
 
 // sweep deletes the namespaces that dead test processes left behind.
-func sweep(t *testing.T) {
+func sweep(t testing.TB) {
 	t.Helper()
 	for line := range strings.Lines(run(t, "ip netns list")) {
 		name, _, _ := strings.Cut(strings.TrimSpace(line), " ")
@@ -80,7 +81,7 @@ func sweep(t *testing.T) {
 var labCount int
 
 // newLab makes the namespaces; routers are started by start.
-func newLab(t *testing.T, routers ...*router) *lab {
+func newLab(t testing.TB, routers ...*router) *lab {
 	t.Helper()
 	require(t)
 	sweep(t)
@@ -152,8 +153,9 @@ type router struct {
 	flood    int        // routes that it sends us
 	host     string     // the speaker's AS; "" is 65000
 	text     string     // the whole configuration, in place of the lab's
+	log      io.Writer  // takes its log
 
-	t   *testing.T
+	t   testing.TB
 	i   int
 	ns  string
 	dir string
@@ -175,7 +177,7 @@ func (r *router) config() string {
 		return r.text
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "log stderr { warning, error, fatal, bug, auth, remote, trace };\nrouter id 10.77.0.%d;\nprotocol device {}\nprotocol bfd {}\n", 10+r.i)
+	fmt.Fprintf(&b, "log stderr { info, warning, error, fatal, bug, auth, remote, trace };\nrouter id 10.77.0.%d;\nprotocol device {}\nprotocol bfd {}\n", 10+r.i)
 	// A route for the speaker to refuse.
 	b.WriteString("protocol static { ipv4; route 203.0.113.0/24 blackhole;\n")
 	for i := range r.flood {
@@ -187,7 +189,7 @@ func (r *router) config() string {
 	}
 	fmt.Fprintf(&b, "}\nprotocol bgp lvs {\n local %s as %d;\n", r.address(), r.as)
 	fmt.Fprintf(&b, " neighbor %s as %s;\n passive on;\n hold time 9;\n", host, cmp.Or(r.host, "65000"))
-	b.WriteString(" ipv4 { import all; export all; };\n ipv6 { import all; export none; };\n" + r.extra)
+	b.WriteString(" ipv4 { import filter { print \"medway \", net, \" \", bgp_med; accept; }; export all; };\n ipv6 { import all; export none; };\n" + r.extra)
 	if !strings.Contains(r.extra, "multihop") {
 		b.WriteString(" direct;\n")
 	}
@@ -218,6 +220,9 @@ func (r *router) start() {
 	// ip netns exec becomes bird, so that the process id is BIRD's.
 	r.cmd = exec.Command("ip", "netns", "exec", r.ns, "bird", "-f", "-c", conf, "-s", r.socket())
 	r.cmd.Stderr = lineLogger{r.t, "bird"}
+	if r.log != nil {
+		r.cmd.Stderr = r.log
+	}
 	if err := r.cmd.Start(); err != nil {
 		r.t.Fatal(err)
 	}
