@@ -138,10 +138,10 @@ func (c Config) Validate() error {
 		}
 	}
 	v4, v6 := c.Addresses.IPv4, c.Addresses.IPv6
-	if (v4.IsValid() || !v6.IsValid()) && !(v4.Is4() && v4.IsGlobalUnicast()) {
+	if !usable(v4, netip.Addr.Is4) && (v4.IsValid() || !v6.IsValid()) {
 		wrong("addresses.ipv4", v4, "an IPv4 unicast address of this host")
 	}
-	if v6.IsValid() && !(v6.Is6() && !v6.Is4In6() && v6.Zone() == "" && v6.IsGlobalUnicast()) {
+	if !usable(v6, netip.Addr.Is6) && v6.IsValid() {
 		wrong("addresses.ipv6", v6, "an IPv6 unicast address of this host")
 	}
 	if !validDevice(c.Uplink) {
@@ -158,6 +158,11 @@ func (c Config) Validate() error {
 		wrong("bgp.neighbors", "", "at least one router")
 	}
 	return errors.Join(append(errs, c.checkSpeaker()...)...)
+}
+
+// usable says whether other hosts can send to an address of a family.
+func usable(a netip.Addr, family func(netip.Addr) bool) bool {
+	return family(a) && !a.Is4In6() && a.Zone() == "" && a.IsGlobalUnicast()
 }
 
 // validDevice is the kernel's own rule (dev_valid_name in net/core/dev.c).

@@ -125,6 +125,10 @@ func TestBadConfigSaysWhereAndWhat(t *testing.T) {
 		{"no address", "addresses: {ipv4: 10.1.0.11}\n", "", []string{"field addresses.ipv4", "IPv4 unicast"}},
 		{"IPv6 address", "{ipv4: 10.1.0.11}", `{ipv4: "2001:db8::1"}`, []string{"field addresses.ipv4", `"2001:db8::1"`, "IPv4 unicast"}},
 		{"multicast address", "{ipv4: 10.1.0.11}", `{ipv4: 224.0.0.1}`, []string{"field addresses.ipv4", `"224.0.0.1"`}},
+		{"IPv4 for IPv6", "{ipv4: 10.1.0.11}", `{ipv4: 10.1.0.11, ipv6: 10.1.0.12}`, []string{"field addresses.ipv6", `"10.1.0.12"`, "IPv6 unicast"}},
+		{"mapped address", "{ipv4: 10.1.0.11}", `{ipv4: 10.1.0.11, ipv6: "::ffff:10.1.0.11"}`, []string{"field addresses.ipv6", "IPv6 unicast"}},
+		{"link-local address", "{ipv4: 10.1.0.11}", `{ipv4: 10.1.0.11, ipv6: "fe80::1"}`, []string{"field addresses.ipv6", "IPv6 unicast"}},
+		{"address with a zone", "{ipv4: 10.1.0.11}", `{ipv4: 10.1.0.11, ipv6: "2001:db8::1%eth0"}`, []string{"field addresses.ipv6", "IPv6 unicast"}},
 		{"malformed address", "{ipv4: 10.1.0.11}", "{ipv4: 10.1.0}", []string{":4:13: field addresses.ipv4", `"10.1.0"`, "an IPv4 or IPv6 address"}},
 		{"prefix for an address", "{ipv4: 10.1.0.11}", "{ipv4: 10.1.0.11/24}", []string{":4:13: field addresses.ipv4", `"10.1.0.11/24"`}},
 

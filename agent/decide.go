@@ -243,7 +243,7 @@ func (d *decider) input(s *state.Snapshot, from source) plan.Input {
 func (d *decider) register(s *state.Snapshot) ([]lease.Write, error) {
 	want := state.Node{
 		MachineID: d.machineID, Site: d.self.Site, Group: d.self.Group,
-		IPv4: d.self.IPv4, IPv6: d.self.IPv6, SyncAddress: plan.SyncAddress(d.self.Name), Version: Version(), Schema: state.Schema,
+		IPv4: d.self.IPv4, IPv6: plan.PublishedIPv6(s, d.self), SyncAddress: plan.SyncAddress(d.self.Name), Version: Version(), Schema: state.Schema,
 	}
 	have, ok := s.Nodes[d.self.Name]
 	key := state.Key{Kind: state.KindNode, A: d.self.Name}.String()

@@ -261,6 +261,32 @@ func TestTunnelOverIPv6AloneIsClosedToStrangers(t *testing.T) {
 	}
 }
 
+func TestIPv6AddressIsHeldBackFromOlderNodes(t *testing.T) {
+	self := dc1
+	self.IPv6 = netip.MustParseAddr("2001:db8:1::11")
+	newer := func(node, last string) []string {
+		return []string{"nodes/" + node, `{"machine_id":"` + node + `","site":"dc2","group":"g2","ipv4":"10.2.0.` + last + `","sync_address":"169.254.2.` + last + `","schema":2}`}
+	}
+	all := append(newer("dc2-lvs-a", "11"), newer("a-stranger-group", "12")...)
+	only6 := self
+	only6.IPv4 = netip.Addr{}
+	for _, c := range []struct {
+		name string
+		s    *state.Snapshot
+		self Self
+		want netip.Addr
+	}{
+		{"others know schema 1", twoSites(t), self, netip.Addr{}},
+		{"all others know schema 2", twoSites(t, all...), self, self.IPv6},
+		{"one of them does not", twoSites(t, all[:2]...), self, netip.Addr{}},
+		{"there is nothing else to publish", twoSites(t), only6, self.IPv6},
+	} {
+		if got := PublishedIPv6(c.s, c.self); got != c.want {
+			t.Errorf("%s: %s, expected %s", c.name, got, c.want)
+		}
+	}
+}
+
 // A host that was given another name leaves its old key behind.
 func TestOneTunnelToAnAddress(t *testing.T) {
 	s := dualStack(t)

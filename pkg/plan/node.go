@@ -20,6 +20,18 @@ type Self struct {
 	Uplink string
 }
 
+// PublishedIPv6 is the IPv6 address that a node's key may bear: none while
+// another node knows only the first schema, which has no such field, and would
+// refuse the key. Only a node that has nothing else publishes it all the same.
+func PublishedIPv6(s *state.Snapshot, self Self) netip.Addr {
+	for name, n := range s.Nodes {
+		if name != self.Name && n.Schema < 2 && self.IPv4.IsValid() {
+			return netip.Addr{}
+		}
+	}
+	return self.IPv6
+}
+
 // SyncAddress derives the source address of a node's sync messages from its
 // name: unique in practice, in 169.254.0.0/16 since it has meaning only inside
 // tunnels. It keeps clear of the reserved ends of the range (RFC 3927, 2.1)
