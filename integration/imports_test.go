@@ -73,9 +73,9 @@ var libraries = map[string]struct {
 	owner  string
 	others map[string]string
 }{
-	"go.etcd.io/etcd":                   {owner: "pkg/store"},
-	"github.com/osrg/gobgp/v4":          {owner: "agent/internal/bgp"},
-	"github.com/moby/ipvs":              {owner: "agent/internal/ipvs"},
+	"go.etcd.io/etcd":                   {owner: "pkg/store", others: benchmark},
+	"github.com/osrg/gobgp/v4":          {owner: "agent/internal/bgp", others: benchmark},
+	"github.com/moby/ipvs":              {owner: "agent/internal/ipvs", others: benchmark},
 	"github.com/coreos/go-iptables":     {owner: "agent/internal/firewall"},
 	"github.com/vishvananda/netlink/nl": {owner: "agent/internal/ipvs"}, // the messages that moby/ipvs lacks
 	"github.com/vishvananda/netlink": {owner: "agent/internal/link", others: map[string]string{
@@ -85,6 +85,9 @@ var libraries = map[string]struct {
 		"agent/internal/link/nstest": "gives tests a namespace of their own",
 	}},
 }
+
+// benchmark measures the libraries by themselves, beside what the agent makes of them.
+var benchmark = map[string]string{"integration/bench": "measures the library alone, as the floor of what the agent can do"}
 
 func TestImportsOfOurPackages(t *testing.T) {
 	all := packages(t)
