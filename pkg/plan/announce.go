@@ -23,19 +23,30 @@ type Input struct {
 	// Flushed is true when every BGP session has taken the routes that were
 	// announced last, or has been down for longer than a router keeps routes (R3).
 	Flushed bool
-	Now     time.Time
+	// Withdraw is set where the node shall not announce the VIP.
+	Withdraw *Withdrawal
+	Now      time.Time
 }
 
 // Decision is what a node does for a VIP now.
 type Decision struct {
 	Role Role
-	MED  state.MED
+	// MED to announce; NoMED: no route at all.
+	MED state.MED
+	// Farewell says that the routes are those of [Farewell].
+	Farewell bool
 	// Claim is the claim to write now, if any.
 	Claim *ClaimWrite
 	// Reason is for people: why, and what is waited for.
 	Reason string
 	// Wake is when to decide again though nothing else happens; zero: never.
 	Wake time.Time
+	// Resign says to delete the node's ownership, guarded by its revision.
+	Resign bool
+	// RoutesGone says, of a withdrawn VIP, that no router has its routes any more:
+	// the kernel may let go of it. Done says that moreover nothing of it is left
+	// in etcd that is this node's to mend.
+	RoutesGone, Done bool
 }
 
 // Decide applies PROTOCOL's rules R1 to R8 and R12 to one VIP: it returns what
@@ -48,9 +59,22 @@ func Decide(m Memory, in Input, vip string) (Memory, Decision) {
 		// The snapshot is older than our own last write.
 		v.claim = state.Claim{MED: m.Written, Revision: m.WrittenRevision}
 	}
-	d := v.decide(&m)
+	if in.Withdraw == nil && !m.farewellSince.IsZero() {
+		// Resumed: as at the start, the ladder's place is taken with or without etcd.
+		m.farewellSince, m.Announcing = time.Time{}, false
+	}
+	var d Decision
+	if in.Withdraw != nil {
+		d = v.withdraw(&m)
+	} else {
+		d = v.decide(&m)
+	}
+	announces := d.MED != state.NoMED
+	if m.Announcing && m.Announced <= v.line && (d.MED > v.line || !announces) {
+		m.Confirmed = Confirmation{} // the way back needs a claim of its own (R2)
+	}
 	switch {
-	case !m.Announcing || m.Announced != d.MED || !in.Flushed:
+	case m.Announcing != announces || announces && m.Announced != d.MED || !in.Flushed:
 		m.flushedSince = time.Time{}
 	case m.flushedSince.IsZero():
 		m.flushedSince = in.Now
@@ -73,7 +97,10 @@ func Decide(m Memory, in Input, vip string) (Memory, Decision) {
 			}
 		}
 	}
-	m.Announced, m.Announcing = d.MED, true
+	if in.Withdraw != nil {
+		v.finish(&m, &d)
+	}
+	m.Announced, m.Announcing = d.MED, announces
 	return m, d
 }
 

@@ -27,7 +27,7 @@ func (w *world) decide(name string, change ...func(*Input)) Decision {
 	var d Decision
 	n.memory, d = Decide(n.memory, in, "v")
 	if d.Claim != nil {
-		n.write = &simWrite{ClaimWrite: *d.Claim}
+		n.write = &simWrite{ClaimWrite: *d.Claim, node: name}
 	}
 	return d
 }

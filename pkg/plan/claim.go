@@ -9,7 +9,8 @@ import (
 // Memory is what this process has done for a VIP so far. The zero value is
 // that of a process that has just started.
 type Memory struct {
-	// Announced is the MED that was given to BGP last, if Announcing.
+	// Announced is the MED that was given to BGP last, if Announcing; a VIP that
+	// is withdrawn is not announced.
 	Announced  state.MED
 	Announcing bool
 	// Confirmed is the last claim to or below the line that this process has
@@ -24,9 +25,10 @@ type Memory struct {
 	// RetryAt is when another claim write may be tried after one that failed.
 	RetryAt time.Time
 
-	quietSince   time.Time // every other claim is above the line (R5)
-	coveredSince time.Time // the target's owner claims no more than we announce (R6)
-	flushedSince time.Time // routers have what we announce (R3)
+	quietSince    time.Time // every other claim is above the line (R5)
+	coveredSince  time.Time // the target's owner claims no more than we announce (R6)
+	flushedSince  time.Time // routers have what we announce (R3)
+	farewellSince time.Time // routers were told that a withdrawal follows
 }
 
 // Confirmation is a committed claim with the revisions that guarded it.
@@ -73,6 +75,9 @@ func (v view) tidyClaim(m *Memory, d *Decision) *ClaimWrite {
 		return &ClaimWrite{MED: floor, ClaimRevision: v.claim.Revision}
 	}
 	if v.claim.Revision == 0 {
+		if v.Withdraw != nil {
+			return nil
+		}
 		// The first claim of a new node says that it is above the line.
 		return &ClaimWrite{MED: state.NoMED}
 	}
@@ -111,4 +116,16 @@ func (m *Memory) NotCommitted(retry time.Time) {
 	m.Pending = false
 	m.RetryAt = retry
 	m.Confirmed = Confirmation{}
+}
+
+// NewStore tells that a person has accepted a store that is not the continuation
+// of the one before, such as a restored one: revisions remembered from that one
+// mean nothing in it, and the claim is written anew (R13).
+func (m *Memory) NewStore() {
+	m.Confirmed = Confirmation{}
+	m.coveredSince, m.quietSince = time.Time{}, time.Time{}
+	if m.WrittenRevision != 0 {
+		// No key has the revision 1, so the claim that is found counts as another's (R12).
+		m.WrittenRevision = 1
+	}
 }

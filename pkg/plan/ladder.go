@@ -8,7 +8,8 @@ import (
 type Role string
 
 // The roles of the MED ladder. Leaving is a node at or below the line that is
-// not the rightful one any more and waits for the one that is (R6).
+// not the rightful one any more and waits for the one that is (R6). Withdrawing
+// and Withdrawn are outside of the ladder.
 const (
 	ForceActive   Role = "force active"
 	Active        Role = "active"
@@ -18,6 +19,8 @@ const (
 	BackupStandby Role = "backup standby"
 	LastResort    Role = "last resort"
 	Leaving       Role = "leaving"
+	Withdrawing   Role = "withdrawing"
+	Withdrawn     Role = "withdrawn"
 )
 
 // view is what decisions about one VIP rest on.
@@ -31,6 +34,7 @@ type view struct {
 	target    state.Target
 	hasTarget bool
 	owner     state.Owner // of the own site
+	leased    bool        // the owner counts
 	owns      bool
 	claim     state.Claim // the own one
 	// lowest is the lowest claim of another node, NoMED where all are above
@@ -51,9 +55,8 @@ func look(in Input, vip string) view {
 		}
 	}
 	v.target, v.hasTarget = s.Targets[vip]
-	var leased bool
-	v.owner, leased = s.Owner(in.Self.Site, vip)
-	v.owns = leased && v.owner.Node == in.Self.Name && v.owner.Lease == in.Lease
+	v.owner, v.leased = s.Owner(in.Self.Site, vip)
+	v.owns = v.leased && v.owner.Node == in.Self.Name && v.owner.Lease == in.Lease
 	for _, c := range s.ClaimsOf(vip) {
 		claim := c.Claim
 		switch {
@@ -84,7 +87,7 @@ func (v view) ladder() (Role, state.MED) {
 	l, inTarget := v.meds, v.hasTarget && v.target.Site == v.Self.Site
 	switch {
 	case !v.CanServe:
-		return LastResort, state.MED(l.LastResort + v.rank)
+		return LastResort, v.lastResort()
 	case inTarget && v.owns:
 		return Unconfirmed, state.MED(l.Unconfirmed + v.rank)
 	case inTarget:
@@ -95,3 +98,5 @@ func (v view) ladder() (Role, state.MED) {
 	// A backup's standbys stand half a site's step below its owner.
 	return BackupStandby, state.MED(l.Backup + l.SiteStep/2 + l.SiteStep*v.siteRank + v.rank)
 }
+
+func (v view) lastResort() state.MED { return state.MED(v.meds.LastResort + v.rank) }

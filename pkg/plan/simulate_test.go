@@ -1,8 +1,11 @@
 package plan
 
 import (
+	"flag"
 	"fmt"
 	"maps"
+	"strconv"
+	"sync"
 	"testing"
 	"time"
 
@@ -12,8 +15,9 @@ import (
 )
 
 // world is a small model of etcd, nodes and routers, in which everything that
-// PROTOCOL allows to go wrong goes wrong: snapshots lag, writes are lost or
-// answered late, nodes crash, routers keep what they heard.
+// PROTOCOL allows to go wrong goes wrong: snapshots lag, writes are lost, made
+// late or answered late, nodes crash, routers keep what they heard, people
+// withdraw VIPs by hand, delete them and put them again.
 type world struct {
 	etcd    *state.Snapshot // its present; past revisions are in history
 	history []*state.Snapshot
@@ -21,6 +25,14 @@ type world struct {
 	names   []string
 	now     time.Time
 	lease   int64
+	// vip and target are what the keys hold, or held before they were deleted.
+	vip    state.VIP
+	target state.Target
+	// late are writes whose node knows their outcome no more: etcd makes them
+	// some time, or never.
+	late []*simWrite
+	// happened counts what went wrong; nil where nobody counts.
+	happened map[string]int
 }
 
 type simNode struct {
@@ -29,6 +41,11 @@ type simNode struct {
 	seen   int // index into history
 	memory Memory
 	write  *simWrite
+	// resign is the owner revision under which the node gives its ownership up;
+	// 0: it doesn't.
+	resign int64
+	// withdrawn by a person; at once: without the farewell. Both outlive a crash.
+	withdrawn, atOnce bool
 	// heldBy routers: every MED that one may still have from this node.
 	held map[state.MED]bool
 	// rightfully is set from the moment at which the node announced under
@@ -38,15 +55,16 @@ type simNode struct {
 
 type simWrite struct {
 	ClaimWrite
+	node               string
 	applied, committed bool
 	revision           int64
 }
 
 func newWorld(sites map[string]int) *world {
-	w := &world{nodes: map[string]*simNode{}, now: time.Unix(1000, 0), lease: 100}
+	w := &world{nodes: map[string]*simNode{}, now: time.Unix(1000, 0), lease: 100, vip: state.VIP{Groups: map[string]string{}}}
 	w.etcd = &state.Snapshot{
 		Revision: 1, Settings: state.DefaultSettings(), Ladder: state.DefaultLadder(),
-		VIPs:    map[string]state.VIP{"v": {Groups: map[string]string{}}},
+		VIPs:    map[string]state.VIP{"v": w.vip},
 		Targets: map[string]state.Target{}, Nodes: map[string]state.Node{},
 		Owners: map[state.OwnerKey]state.Owner{}, Claims: map[state.ClaimKey]state.Claim{},
 	}
@@ -54,7 +72,7 @@ func newWorld(sites map[string]int) *world {
 	for _, site := range []string{"dc1", "dc2", "dc3"} {
 		for i := range sites[site] {
 			name := fmt.Sprintf("%s-%d", site, i)
-			w.etcd.VIPs["v"].Groups[site] = "g"
+			w.vip.Groups[site] = "g"
 			w.etcd.Nodes[name] = state.Node{Site: site, Group: "g"}
 			w.names = append(w.names, name)
 			w.nodes[name] = &simNode{held: map[state.MED]bool{}}
@@ -66,13 +84,19 @@ func newWorld(sites map[string]int) *world {
 
 // ownLadder gives the VIP MEDs of its own, far from those of all.
 func (w *world) ownLadder(l *state.Ladder) {
-	v := w.etcd.VIPs["v"]
-	v.Announcement.Ladder = l
-	w.change(func(s *state.Snapshot) { s.VIPs = map[string]state.VIP{"v": v} })
+	w.vip.Announcement.Ladder = l
+	if _, there := w.etcd.VIPs["v"]; there {
+		w.change(func(s *state.Snapshot) { s.VIPs = map[string]state.VIP{"v": w.vip} })
+	}
 }
 
 // line is the MED of the active one.
-func (w *world) line() state.MED { return state.MED(LadderOf(w.etcd, "v").Active) }
+func (w *world) line() state.MED {
+	if own := w.vip.Announcement.Ladder; own != nil {
+		return state.MED(own.Active)
+	}
+	return state.MED(w.etcd.Ladder.Active)
+}
 
 // ladders are those that schedules run on: nil is that of all.
 var ladders = []*state.Ladder{
@@ -91,8 +115,37 @@ func (w *world) change(f func(s *state.Snapshot)) {
 	w.history = append(w.history, &s)
 }
 
+func (w *world) count(what string) {
+	if w.happened != nil {
+		w.happened[what]++
+	}
+}
+
 func (w *world) setTarget(site string) {
-	w.change(func(s *state.Snapshot) { s.Targets["v"] = state.Target{Site: site, Revision: s.Revision} })
+	w.change(func(s *state.Snapshot) {
+		w.target = state.Target{Site: site, Revision: s.Revision}
+		if _, ok := s.VIPs["v"]; ok {
+			s.Targets["v"] = w.target
+		}
+	})
+}
+
+// deleteVIP deletes the VIP's key, or puts it again. Its target's key stays, but
+// is in force only while there is a VIP (state's Cache).
+func (w *world) deleteVIP() {
+	w.change(func(s *state.Snapshot) {
+		if _, ok := s.VIPs["v"]; ok {
+			w.count("VIP deleted")
+			s.VIPs = map[string]state.VIP{}
+			delete(s.Targets, "v")
+			return
+		}
+		w.count("VIP put again")
+		s.VIPs = map[string]state.VIP{"v": w.vip}
+		if w.target.Revision != 0 {
+			s.Targets["v"] = w.target
+		}
+	})
 }
 
 func (w *world) site(name string) string { return w.etcd.Nodes[name].Site }
@@ -100,13 +153,26 @@ func (w *world) site(name string) string { return w.etcd.Nodes[name].Site }
 // start begins a process: it reads etcd's present, and knows nothing else.
 func (w *world) start(name string) {
 	n := w.nodes[name]
+	w.giveUp(name)
 	w.lease++
-	n.up, n.memory, n.write, n.lease, n.seen = true, Memory{}, nil, w.lease, len(w.history)-1
+	n.up, n.memory, n.lease, n.seen = true, Memory{}, w.lease, len(w.history)-1
+}
+
+// giveUp lets a node forget its write in flight, which etcd may still make.
+func (w *world) giveUp(name string) {
+	n := w.nodes[name]
+	if n.write != nil && !n.write.applied {
+		w.late = append(w.late, n.write)
+	}
+	n.write = nil
 }
 
 // campaign makes a node the owner where there is none.
 func (w *world) campaign(name string) {
 	n, key := w.nodes[name], state.OwnerKey{Site: w.site(name), VIP: "v"}
+	if w.withdrawal(name) != nil {
+		return
+	}
 	if o, ok := w.etcd.Owner(key.Site, "v"); n.up && n.lease != 0 && (!ok || o.Node == name && o.Lease != n.lease) {
 		w.change(func(s *state.Snapshot) {
 			s.Owners[key] = state.Owner{Node: name, Lease: n.lease, Revision: s.Revision}
@@ -124,48 +190,101 @@ func (w *world) expire(name string) {
 	n.lease = w.lease
 }
 
+// withdrawal is why a node withdraws the VIP, by what it sees; nil: it doesn't.
+func (w *world) withdrawal(name string) *Withdrawal {
+	n := w.nodes[name]
+	switch {
+	case n.withdrawn:
+		return &Withdrawal{Reason: "by hand", Now: n.atOnce}
+	case !Serves(w.history[n.seen], w.self(name), "v"):
+		return &Withdrawal{Reason: "not in the plan"}
+	}
+	return nil
+}
+
+func (w *world) self(name string) Self { return Self{Name: name, Site: w.site(name), Group: "g"} }
+
 // step lets a node decide on the snapshot that it has.
 func (w *world) step(name string, fresh, flushed bool) Decision {
 	n := w.nodes[name]
 	s := w.history[n.seen]
 	before := n.memory
 	in := Input{
-		Snapshot: s, Self: Self{Name: name, Site: w.site(name), Group: "g"}, Lease: n.lease,
+		Snapshot: s, Self: w.self(name), Lease: n.lease, Withdraw: w.withdrawal(name),
 		Fresh: fresh, CanServe: true, Sessions: 1, Flushed: flushed, Now: w.now,
 	}
-	if flushed && before.Announcing {
-		n.held = map[state.MED]bool{before.Announced: true}
+	if !Serves(s, in.Self, "v") {
+		with := *s
+		with.VIPs = map[string]state.VIP{"v": w.vip} // as it was last
+		in.Snapshot = &with
+	}
+	if flushed {
+		// Routers have what was announced last, and nothing else.
+		n.held = map[state.MED]bool{}
+		if before.Announcing {
+			n.held[before.Announced] = true
+		}
+	}
+	if !fresh {
+		w.count("decided without etcd")
 	}
 	var d Decision
 	n.memory, d = Decide(n.memory, in, "v")
-	n.held[d.MED] = true
-	if d.Claim != nil {
-		n.write = &simWrite{ClaimWrite: *d.Claim}
+	if d.MED != state.NoMED {
+		n.held[d.MED] = true
 	}
-	if c := n.memory.Confirmed; d.MED <= w.line() && c.Valid && c.MED <= d.MED {
+	if d.Claim != nil {
+		n.write = &simWrite{ClaimWrite: *d.Claim, node: name}
+	}
+	if d.Resign {
+		n.resign = s.Owners[state.OwnerKey{Site: w.site(name), VIP: "v"}].Revision
+	}
+	if d.Done && !n.withdrawn {
+		n.memory = Memory{} // nobody asks about the VIP any more
+	}
+	// What is kept while etcd can't be reached was announced under other revisions, maybe.
+	if c := n.memory.Confirmed; fresh && d.MED != state.NoMED && d.MED <= w.line() && c.Valid && c.MED <= d.MED {
 		n.target, n.owner = c.TargetRevision, c.OwnerRevision
 	}
 	return d
 }
 
+// leave lets etcd decide on a node's resignation.
+func (w *world) leave(name string) {
+	n, key := w.nodes[name], state.OwnerKey{Site: w.site(name), VIP: "v"}
+	if n.resign == 0 {
+		return
+	}
+	if w.etcd.Owners[key].Revision == n.resign {
+		w.count("resigned")
+		w.change(func(s *state.Snapshot) { delete(s.Owners, key) })
+	}
+	n.resign = 0
+}
+
 // apply lets etcd decide on a write in flight.
 func (w *world) apply(name string) {
-	n := w.nodes[name]
-	if n.write == nil || n.write.applied {
-		return
+	if n := w.nodes[name]; n.write != nil && !n.write.applied {
+		w.make(n.write)
 	}
-	n.write.applied = true
-	key := state.ClaimKey{Node: name, VIP: "v"}
-	c := n.write.ClaimWrite
+}
+
+// make lets etcd decide on a write.
+func (w *world) make(write *simWrite) {
+	write.applied = true
+	key := state.ClaimKey{Node: write.node, VIP: "v"}
+	c := write.ClaimWrite
 	if w.etcd.Claims[key].Revision != c.ClaimRevision {
+		w.count("guard failed: claim")
 		return
 	}
-	if c.Lowering && (w.etcd.Targets["v"].Revision != c.TargetRevision ||
-		w.etcd.Owners[state.OwnerKey{Site: w.site(name), VIP: "v"}].Revision != c.OwnerRevision) {
+	if c.Lowering && (w.target.Revision != c.TargetRevision ||
+		w.etcd.Owners[state.OwnerKey{Site: w.site(write.node), VIP: "v"}].Revision != c.OwnerRevision) {
+		w.count("guard failed: target or owner")
 		return
 	}
 	w.change(func(s *state.Snapshot) { s.Claims[key] = state.Claim{MED: c.MED, Revision: s.Revision} })
-	n.write.committed, n.write.revision = true, w.etcd.Revision
+	write.committed, write.revision = true, w.etcd.Revision
 }
 
 // answer tells a node the outcome of its write, or that it is unknown.
@@ -179,7 +298,13 @@ func (w *world) answer(name string, lost bool) {
 	} else {
 		n.memory.NotCommitted(w.now.Add(100 * time.Millisecond))
 	}
-	n.write = nil
+	switch {
+	case lost && n.write.committed:
+		w.count("outcome unknown: was made")
+	case lost:
+		w.count("outcome unknown: not yet made")
+	}
+	w.giveUp(name)
 }
 
 // check is S1 and the invariant on which it rests.
@@ -192,15 +317,17 @@ func (w *world) check(t *rapid.T) {
 			}
 		}
 	}
-	target := w.etcd.Targets["v"]
+	target, exists := w.etcd.Targets["v"]
 	owner, ok := w.etcd.Owner(target.Site, "v")
-	if !ok {
+	if !exists || !ok {
 		return
 	}
 	r := w.nodes[owner.Node]
-	if !r.up || r.target != target.Revision || r.owner != owner.Revision || r.memory.Announced > w.line() {
+	if !r.up || r.target != target.Revision || r.owner != owner.Revision ||
+		!r.memory.Announcing || r.memory.Announced > w.line() {
 		return
 	}
+	w.count("S1 held for the rightful node")
 	for name, n := range w.nodes {
 		for med := range n.held {
 			if name != owner.Node && med <= r.memory.Announced && r.memory.Announced != 0 {
@@ -211,24 +338,77 @@ func (w *world) check(t *rapid.T) {
 	}
 }
 
-// TestScheduleKeepsRightfulLowest is S1 over random schedules.
+// TestScheduleKeepsRightfulLowest is S1 over random schedules, with S2 for those
+// who may announce, and every kind of fault at any time.
 func TestScheduleKeepsRightfulLowest(t *testing.T) {
+	happened := map[string]int{}
+	// rapid's own 100 schedules of 30 steps hardly get beyond the first claims.
+	enough := thorough(t, 1500, 250)
 	rapid.Check(t, func(t *rapid.T) {
 		w := newWorld(rapid.SampledFrom([]map[string]int{
 			{"dc1": 1, "dc2": 1}, {"dc1": 2, "dc2": 2}, {"dc1": 1, "dc2": 1, "dc3": 1},
 		}).Draw(t, "topology"))
+		w.happened = happened
 		w.ownLadder(rapid.SampledFrom(ladders).Draw(t, "ladder"))
-		sites := slicesOf(w.etcd.VIPs["v"].Groups)
+		sites := slicesOf(w.vip.Groups)
 		w.setTarget("dc1")
 		for _, name := range w.names {
 			w.start(name)
 		}
 		name := func(t *rapid.T) string { return rapid.SampledFrom(w.names).Draw(t, "node") }
+		// What goes wrong does so an eighth of the times: without turns that go
+		// well in between few schedules get anywhere.
+		rarely := func(t *rapid.T) bool {
+			coin := rapid.Bool()
+			return coin.Draw(t, "1/2") && coin.Draw(t, "1/4") && coin.Draw(t, "1/8")
+		}
+		step := func(t *rapid.T, name string, fresh, flushed bool) {
+			withdrawal := w.withdrawal(name)
+			if d := w.step(name, fresh, flushed); withdrawal == nil && d.MED == state.NoMED {
+				t.Fatalf("S2: %s announces nothing: %+v", name, d)
+			}
+		}
+		turn := func(t *rapid.T) { // all goes well for one node, up to some point
+			n := name(t)
+			w.campaign(n)
+			if node := w.nodes[n]; node.up {
+				node.seen = len(w.history) - 1
+				step(t, n, true, true)
+				for _, then := range []func(){
+					func() { w.apply(n) },
+					func() { w.answer(n, rarely(t)) },
+					func() { w.leave(n) },
+				} {
+					if rarely(t) {
+						return
+					}
+					then()
+				}
+			}
+		}
 		t.Repeat(map[string]func(*rapid.T){
-			"target":   func(t *rapid.T) { w.setTarget(rapid.SampledFrom(sites).Draw(t, "site")) },
+			"turn": turn, "turn again": turn, "a third turn": turn,
+			"target": func(t *rapid.T) {
+				if !rarely(t) {
+					return
+				}
+				w.count("target put")
+				w.setTarget(rapid.SampledFrom(sites).Draw(t, "site"))
+			},
 			"campaign": func(t *rapid.T) { w.campaign(name(t)) },
-			"expire":   func(t *rapid.T) { w.expire(name(t)) },
-			"crash":    func(t *rapid.T) { w.nodes[name(t)].up = false },
+			"expire": func(t *rapid.T) {
+				if !rarely(t) {
+					return
+				}
+				w.count("lease ended")
+				w.expire(name(t))
+			},
+			"crash": func(t *rapid.T) {
+				if n := w.nodes[name(t)]; n.up && rarely(t) {
+					w.count("crash")
+					n.up = false
+				}
+			},
 			"start": func(t *rapid.T) {
 				if n := name(t); !w.nodes[n].up {
 					w.start(n)
@@ -240,17 +420,90 @@ func TestScheduleKeepsRightfulLowest(t *testing.T) {
 			},
 			"step": func(t *rapid.T) {
 				if n := name(t); w.nodes[n].up {
-					w.step(n, rapid.IntRange(0, 9).Draw(t, "fresh") > 0, rapid.Bool().Draw(t, "flushed"))
+					step(t, n, !rarely(t), rapid.Bool().Draw(t, "flushed"))
 				}
 			},
 			"apply":  func(t *rapid.T) { w.apply(name(t)) },
-			"answer": func(t *rapid.T) { w.answer(name(t), rapid.IntRange(0, 9).Draw(t, "lost") == 0) },
+			"answer": func(t *rapid.T) { w.answer(name(t), rapid.Bool().Draw(t, "lost")) },
+			"late": func(t *rapid.T) {
+				if len(w.late) == 0 {
+					return
+				}
+				i := rapid.IntRange(0, len(w.late)-1).Draw(t, "write")
+				write := w.late[i]
+				w.late = append(w.late[:i:i], w.late[i+1:]...)
+				if w.make(write); write.committed {
+					w.count("made late")
+				}
+			},
+			"resign": func(t *rapid.T) { w.leave(name(t)) },
+			"withdraw": func(t *rapid.T) {
+				if !rarely(t) {
+					return
+				}
+				n := w.nodes[name(t)]
+				n.withdrawn, n.atOnce = true, rapid.Bool().Draw(t, "now")
+				w.count("withdrawn by hand")
+			},
+			"resume": func(t *rapid.T) {
+				if n := w.nodes[name(t)]; n.withdrawn {
+					n.withdrawn = false
+					w.count("resumed by hand")
+				}
+			},
+			"delete": func(t *rapid.T) {
+				if _, there := w.etcd.VIPs["v"]; !there || rarely(t) {
+					w.deleteVIP()
+				}
+			},
+			"forget": func(t *rapid.T) {
+				if n := w.nodes[name(t)]; !n.up && len(n.held) > 0 {
+					w.count("router forgot a dead node")
+					n.held = map[state.MED]bool{}
+				}
+			},
 			"time": func(t *rapid.T) {
 				w.now = w.now.Add(time.Duration(rapid.IntRange(1, 4000).Draw(t, "ms")) * time.Millisecond)
 			},
 			"": w.check,
 		})
 	})
+	for _, what := range []string{
+		"target put", "lease ended", "crash", "decided without etcd", "guard failed: claim", "guard failed: target or owner",
+		"outcome unknown: was made", "outcome unknown: not yet made", "made late", "withdrawn by hand", "resumed by hand",
+		"resigned", "VIP deleted", "VIP put again", "router forgot a dead node", "S1 held for the rightful node",
+	} {
+		t.Logf("%7d %s", happened[what], what)
+		if happened[what] == 0 && enough {
+			t.Errorf("%s: never happened", what)
+		}
+	}
+}
+
+// given are the flags of the command line, before any test sets one.
+var given = sync.OnceValue(func() map[string]bool {
+	names := map[string]bool{}
+	flag.Visit(func(f *flag.Flag) { names[f.Name] = true })
+	return names
+})
+
+// thorough sets rapid's numbers for one test, unless they were given by flags;
+// then it returns false.
+func thorough(t *testing.T, checks, steps int) bool {
+	t.Helper()
+	all := true
+	for name, n := range map[string]int{"rapid.checks": checks, "rapid.steps": steps} {
+		if given()[name] {
+			all = false
+			continue
+		}
+		before := flag.Lookup(name).Value.String()
+		if err := flag.Set(name, strconv.Itoa(n)); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = flag.Set(name, before) })
+	}
+	return all
 }
 
 // round lets everything that is under way happen, in order.
@@ -263,6 +516,7 @@ func (w *world) round() map[string]Decision {
 			decisions[name] = w.step(name, true, true)
 			w.apply(name)
 			w.answer(name, false)
+			w.leave(name)
 		}
 	}
 	w.now = w.now.Add(200 * time.Millisecond)
@@ -292,6 +546,17 @@ func TestSettles(t *testing.T) {
 				w.ownLadder(rapid.SampledFrom(ladders).Draw(t, "ladder"))
 				another = true
 			}
+			if rapid.Bool().Draw(t, "delete") {
+				w.deleteVIP()
+			}
+			n := w.nodes[rapid.SampledFrom(w.names).Draw(t, "withdrawn")]
+			n.withdrawn, n.atOnce = rapid.Bool().Draw(t, "withdraw"), rapid.Bool().Draw(t, "now")
+		}
+		if _, there := w.etcd.VIPs["v"]; !there {
+			w.deleteVIP()
+		}
+		for _, n := range w.nodes {
+			n.withdrawn = false
 		}
 		if another {
 			// What was above the line of the ladder before is unclaimed, until all have seen the new one.
