@@ -17,6 +17,8 @@ const batch = 40
 type Write struct {
 	Guards []store.Guard
 	Put    store.Put
+	// Delete is the key to delete, in place of Put.
+	Delete string
 	// Done is called once with the outcome. An error means that it is unknown.
 	Done func(Outcome)
 }
@@ -56,10 +58,15 @@ func commit(ctx context.Context, client *store.Client, timeout time.Duration, wr
 	// Writes of one batch may rest on the same key: etcd takes a guard twice.
 	var guards []store.Guard
 	var puts []store.Put
+	var deletes []string
 	for _, w := range writes {
 		guards = append(guards, w.Guards...)
-		puts = append(puts, w.Put)
+		if w.Delete != "" {
+			deletes = append(deletes, w.Delete)
+		} else {
+			puts = append(puts, w.Put)
+		}
 	}
-	committed, revision, err := client.Commit(ctx, guards, puts, nil)
+	committed, revision, err := client.Commit(ctx, guards, puts, deletes)
 	return Outcome{Committed: committed, Revision: revision, Err: err}
 }
