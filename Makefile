@@ -6,7 +6,8 @@ SHELL := /bin/bash
 GO        ?= go
 PROGRAMS  := medway-agent medwayctl medway-lab sbc etcd etcdctl
 # Static binaries: they also run where the lab's virtual machine has no libc of the same version.
-BUILD     := CGO_ENABLED=0 $(GO) build -trimpath
+# -buildvcs is for --version, also where the environment turns it off.
+BUILD     := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=auto
 LINT_VER  := v2.15.0
 LINTER    := .cache/golangci-lint-$(LINT_VER)
 

@@ -3,6 +3,8 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -14,6 +16,7 @@ import (
 
 	"github.com/medway-lb/medway/agent/internal/bgp"
 	"github.com/medway-lb/medway/agent/internal/lease"
+	"github.com/medway-lb/medway/agent/internal/local"
 	"github.com/medway-lb/medway/pkg/plan"
 	"github.com/medway-lb/medway/pkg/reconcile"
 	"github.com/medway-lb/medway/pkg/state"
@@ -29,6 +32,7 @@ type Agent struct {
 	log       *zap.Logger
 
 	lock    *os.File
+	socket  net.Listener
 	store   *store.Client
 	keeper  *lease.Keeper
 	speaker speaker
@@ -39,11 +43,24 @@ type Agent struct {
 	// etcd or from the disk.
 	cache  *state.Cache
 	loaded source
-	// replaced is true once etcd's store is not the one that was followed: what
-	// it holds now is taken only by a restart.
-	replaced bool
-	// saved is when the snapshot on disk was written, zero where there is none.
-	saved time.Time
+	// cluster is the id of the cluster that the cache is of.
+	cluster uint64
+	// disk is what was on disk at the start: where etcd can't be reached the
+	// agent works with it, and a store that doesn't continue it is not taken.
+	disk *store.Snapshot
+	// unusable is why the snapshot on disk was refused. before are this node's
+	// VIPs by that on disk.
+	unusable error
+	before   map[string]state.VIP
+	// foreign is why etcd's store is not taken, nil where it is. accepted is set
+	// by a person's word until the next list, which is taken whatever it holds;
+	// stores counts the stores taken. relist begins to follow anew.
+	foreign  error
+	accepted bool
+	stores   int
+	relist   context.CancelFunc
+	// withdrawn are the VIPs that a person has withdrawn.
+	withdrawn withdrawals
 	// results are what other goroutines have to tell the loop.
 	outcomes []func(*decider)
 	applied  *applied
@@ -63,8 +80,8 @@ type Agent struct {
 type kernel interface {
 	// apply brings the kernel to the plan.
 	apply(ctx context.Context, h plan.Host) reconcile.Report
-	// serves reads back whether the kernel holds what serving the VIPs needs.
-	serves(ctx context.Context, h plan.Host) bool
+	// held reads back how much the kernel has of each of the plan's VIP addresses.
+	held(ctx context.Context, h plan.Host) (map[netip.Addr]held, error)
 	// connections counts what is in the connection table, by VIP address.
 	connections(ctx context.Context) (map[netip.Addr]connections, error)
 	close()
@@ -125,6 +142,10 @@ func (a *Agent) open(h host) (err error) {
 	if a.machineID, err = machineID(a.config.StateDir); err != nil {
 		return err
 	}
+	// The lock is held: what listens there is not an agent of this directory.
+	if a.socket, err = local.Listen(a.config.socket()); err != nil {
+		return fmt.Errorf("field socket: %w", err)
+	}
 	tls, err := a.config.Etcd.tls()
 	if err != nil {
 		return err
@@ -163,6 +184,9 @@ func (a *Agent) Close() {
 	if a.store != nil {
 		a.store.Close()
 	}
+	if a.socket != nil {
+		a.socket.Close()
+	}
 	if a.lock != nil {
 		a.lock.Close()
 	}
@@ -175,13 +199,15 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.log.Info("agent starts", zap.String("version", Version()), zap.String("node", a.self.Name),
 		zap.String("site", a.self.Site), zap.String("group", a.self.Group))
 	a.preload()
+	a.loadWithdrawals()
 	g, running := errgroup.WithContext(ctx)
-	g.Go(func() error { return a.store.Follow(running, state.Prefix, a.take) })
+	g.Go(func() error { return a.followStore(running) })
 	g.Go(func() error { return a.keeper.Run(running) })
 	g.Go(func() error { return a.reconcile(running) })
 	g.Go(func() error { return a.decide(running) })
 	g.Go(func() error { return a.report(running) })
 	g.Go(func() error { return a.keepSnapshot(running) })
+	g.Go(func() error { return local.Serve(running, a.socket, localAgent{a}) })
 	err := g.Wait()
 
 	stop, cancel := context.WithTimeout(context.Background(), 5*time.Second)
@@ -198,17 +224,28 @@ func (a *Agent) Run(ctx context.Context) error {
 	return err
 }
 
+// followStore follows etcd, from a complete list on; again when a person has
+// accepted a store that was not taken.
+func (a *Agent) followStore(ctx context.Context) error {
+	for {
+		run, cancel := context.WithCancel(ctx)
+		a.mu.Lock()
+		a.relist = cancel
+		a.mu.Unlock()
+		err := a.store.Follow(run, state.Prefix, a.take)
+		cancel()
+		if ctx.Err() != nil || !errors.Is(err, context.Canceled) {
+			return err
+		}
+	}
+}
+
 // take brings an update from etcd into the cache.
 func (a *Agent) take(u store.Update) {
+	defer poke(a.wake)
 	a.mu.Lock()
-	if u.Restored && !a.replaced {
-		a.replaced = true
-		a.log.Error("etcd's store is not the continuation of what was followed before: nothing moves until this agent is started again",
-			zap.Int64("revision", u.Revision))
-	}
-	if a.replaced {
-		a.mu.Unlock()
-		poke(a.wake)
+	defer a.mu.Unlock()
+	if !a.takes(u) {
 		return
 	}
 	if u.Reset {
@@ -225,26 +262,73 @@ func (a *Agent) take(u store.Update) {
 		a.cache.Delete(key)
 	}
 	a.cache.SetRevision(u.Revision)
-	a.loaded = etcd
-	a.mu.Unlock()
-	poke(a.wake)
+	a.loaded, a.cluster, a.disk = etcd, u.Cluster, nil
 }
 
-// restored says whether etcd's store was replaced under the agent.
-func (a *Agent) restored() bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.replaced
-}
-
-// snapshot is what is known now.
-func (a *Agent) snapshot() (*state.Snapshot, source) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.loaded == nowhere {
-		return nil, nowhere
+// takes decides whether etcd's store may be acted on. One that is not the
+// continuation of what this node knows, be it from before or from its disk, was
+// emptied, replaced or restored: acting on it could take everything down, and
+// the claims in it say nothing of what routers hold. So nothing moves until a
+// person has looked. Caller holds a.mu.
+func (a *Agent) takes(u store.Update) bool {
+	if a.accepted && u.Reset {
+		a.accepted, a.foreign = false, nil
+		a.stores++
+		a.log.Warn("etcd's store was accepted", zap.Int64("revision", u.Revision))
+		return true
 	}
-	return a.cache.Snapshot(), a.loaded
+	if a.foreign != nil {
+		return false
+	}
+	switch {
+	case u.Restored:
+		a.foreign = fmt.Errorf("revision %d, after %d was seen", u.Revision, a.cache.Revision())
+	case a.disk != nil:
+		if a.foreign = a.disk.Continues(u); a.foreign != nil && a.loaded == nowhere {
+			a.loaded = disk
+		}
+	}
+	if a.foreign == nil {
+		return true
+	}
+	a.log.Error("etcd's store is not the one that this node knew: nothing moves until \"medway-agent accept\"", zap.Error(a.foreign))
+	return false
+}
+
+// accept takes etcd's store as it is now, on a person's word. It returns false
+// where there is nothing to accept.
+func (a *Agent) accept() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.foreign == nil {
+		return false
+	}
+	a.accepted = true
+	a.relist()
+	return true
+}
+
+// view is what is known now.
+type view struct {
+	snapshot *state.Snapshot // nil: nothing yet
+	from     source
+	saved    time.Time // of the disk's
+	foreign  error
+	unusable error
+	stores   int
+}
+
+func (a *Agent) view() view {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	v := view{from: a.loaded, foreign: a.foreign, unusable: a.unusable, stores: a.stores}
+	if a.disk != nil {
+		v.saved = a.disk.Saved
+	}
+	if v.from != nowhere {
+		v.snapshot = a.cache.Snapshot()
+	}
+	return v
 }
 
 // poke wakes whoever reads c, once for any number of pokes.

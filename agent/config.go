@@ -14,7 +14,10 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/goccy/go-yaml"
+
 	"github.com/medway-lb/medway/agent/internal/bgp"
+	"github.com/medway-lb/medway/agent/internal/local"
 	"github.com/medway-lb/medway/pkg/plan"
 	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
@@ -36,6 +39,9 @@ type Config struct {
 	LeaseTTL time.Duration `yaml:"lease_ttl"`
 	// StateDir holds the last good snapshot. Default /var/lib/medway.
 	StateDir string `yaml:"state_dir"`
+	// Socket is where people on this host reach the agent. Default agent.sock in
+	// StateDir.
+	Socket string `yaml:"socket"`
 }
 
 // Addresses are where other nodes and backends reach the host: one of each
@@ -94,6 +100,7 @@ type BFD struct {
 }
 
 const (
+	defaultStateDir        = "/var/lib/medway"
 	defaultHoldTime        = 9 * time.Second
 	defaultGracefulRestart = 120 * time.Second
 )
@@ -105,7 +112,7 @@ func LoadConfig(path string) (Config, error) {
 	if err != nil {
 		return Config{}, err
 	}
-	c := Config{LeaseTTL: 5 * time.Second, StateDir: "/var/lib/medway"}
+	c := Config{LeaseTTL: 5 * time.Second, StateDir: defaultStateDir}
 	documents, err := yamlfile.Parse(path, text)
 	switch {
 	case err != nil:
@@ -153,6 +160,9 @@ func (c Config) Validate() error {
 	if !filepath.IsAbs(c.StateDir) {
 		wrong("state_dir", c.StateDir, "the absolute path of a directory")
 	}
+	if path := c.socket(); !filepath.IsAbs(path) || len(path) >= local.MaxPath {
+		wrong("socket", path, fmt.Sprintf("an absolute path of at most %d bytes", local.MaxPath-1))
+	}
 	c.Etcd.validate(wrong)
 	if len(c.BGP.Neighbors) == 0 {
 		wrong("bgp.neighbors", "", "at least one router")
@@ -178,6 +188,31 @@ func (c Config) checkSpeaker() []error {
 		errs = append(errs, state.FieldError{Field: "bgp." + f.Field, Found: "value " + state.Quote(f.Value), Expected: f.Expected})
 	}
 	return errs
+}
+
+func (c Config) socket() string {
+	if c.Socket != "" {
+		return c.Socket
+	}
+	return filepath.Join(c.StateDir, "agent.sock")
+}
+
+// SocketPath is where the agent with this file listens. Nothing else in the file
+// is looked at: a file that has been spoilt since the agent started must not keep
+// people from it.
+func SocketPath(file string) (string, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return "", err
+	}
+	c := struct {
+		Socket   string `yaml:"socket"`
+		StateDir string `yaml:"state_dir"`
+	}{StateDir: defaultStateDir}
+	if err := yaml.Unmarshal(text, &c); err != nil {
+		return "", fmt.Errorf("%s: %s", file, yaml.FormatError(err, false, false))
+	}
+	return Config{Socket: c.Socket, StateDir: c.StateDir}.socket(), nil
 }
 
 func (e Etcd) validate(wrong func(field string, value any, expected string)) {

@@ -193,14 +193,6 @@ func (d *dataplane) closes(ctx context.Context, h plan.Host, family plan.Family)
 	return fmt.Errorf("not before the rules of %s close it", family.Tables())
 }
 
-// serves reads back whether the kernel holds the VIPs' addresses, services and
-// destinations as planned, whatever else could not be made.
-func (d *dataplane) serves(ctx context.Context, h plan.Host) bool {
-	return holds(ctx, d.link.Addresses(), h.Addresses) &&
-		holds(ctx, d.ipvs.Services(), h.Services) &&
-		holds(ctx, d.ipvs.Destinations(), h.Destinations)
-}
-
 // holds says whether nothing is missing or different in a table.
 func holds[K reconcile.Key, V comparable](ctx context.Context, table reconcile.Table[K, V], want map[K]V) bool {
 	have, err := table.Read(ctx)

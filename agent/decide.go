@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
-	"reflect"
 	"slices"
 	"time"
 
@@ -42,19 +40,26 @@ type decider struct {
 	// candidacies are the VIPs for which a write of the owner key is
 	// outstanding (zero time) or failed (when to try again).
 	candidacies map[string]time.Time
-	registering time.Time
-	// serving are the VIPs of the last plan; leaving those that are not in the
-	// plan any more and whose kernel state stays until their routes are gone.
-	serving map[string]state.VIP
-	leaving map[string]leaving
-	host    *plan.Host
-	resync  time.Duration
+	// registering and reviving are when the node's key and its alive key may be
+	// written next.
+	registering, reviving time.Time
+	// stores is the number of the store that memories are of.
+	stores int
+	takedown
+	host   *plan.Host
+	resync time.Duration
+	// applied is the last run that is known, nil before the first.
 	applied *applied
-	// failures counts the runs in a row that left the kernel unlike the plan.
+	// ready are the addresses that may be announced: the kernel has had them.
+	// lacking counts the runs in a row that left one unlike the plan.
+	ready   map[netip.Addr]bool
+	lacking map[netip.Addr]int
+	// failures counts the runs in a row that left anything unlike the plan.
 	failures int
-	// unserving counts those that left it without what serving needs.
-	unserving int
-	speaking  bool
+	speaking bool
+	// routes are what is announced, by VIP, and announced the addresses behind.
+	routes    map[string][]plan.Announcement
+	announced map[netip.Addr]bool
 	// faults are those that were logged.
 	faults map[state.Fault]bool
 	// unannounced is why the last set of routes was not announced; nil: it was.
@@ -65,20 +70,21 @@ type decider struct {
 	timer   *time.Timer
 }
 
-type leaving struct {
-	vip   state.VIP
-	until time.Time
+func (a *Agent) newDecider() *decider {
+	return &decider{
+		Agent: a, memory: map[string]plan.Memory{}, decisions: map[string]plan.Decision{},
+		candidacies: map[string]time.Time{}, takedown: newTakedown(),
+		ready: map[netip.Addr]bool{}, lacking: map[netip.Addr]int{}, announced: map[netip.Addr]bool{},
+		timer: time.NewTimer(time.Hour),
+	}
 }
 
 // decide is the agent's heart: on every news it looks at the whole snapshot and
 // brings announcements, claims and the kernel's plan in line.
 func (a *Agent) decide(ctx context.Context) error {
-	d := &decider{
-		Agent: a, memory: map[string]plan.Memory{}, decisions: map[string]plan.Decision{},
-		candidacies: map[string]time.Time{}, serving: map[string]state.VIP{}, leaving: map[string]leaving{},
-		timer: time.NewTimer(time.Hour),
-	}
+	d := a.newDecider()
 	defer d.timer.Stop()
+	d.remember()
 	for {
 		select {
 		case <-ctx.Done():
@@ -97,30 +103,37 @@ func (a *Agent) decide(ctx context.Context) error {
 
 func (d *decider) step(ctx context.Context) error {
 	d.hear()
-	snapshot, from := d.snapshot()
-	if snapshot == nil {
+	now := d.view()
+	if now.snapshot == nil {
 		return nil
 	}
-	d.tellFaults(snapshot)
+	d.tellFaults(now.snapshot)
+	if d.stores != now.stores {
+		d.stores = now.stores
+		for vip, m := range d.memory {
+			m.NewStore()
+			d.memory[vip] = m
+		}
+	}
 	next := time.Now().Add(d.config.LeaseTTL / 4)
 	var writes []lease.Write
-	if from == etcd {
-		registration, err := d.register(snapshot)
-		if err != nil {
+	if now.from == etcd && now.foreign == nil {
+		if err := d.register(ctx, now.snapshot); err != nil {
 			return err
 		}
-		writes = append(writes, registration...)
+		writes = append(writes, d.revive(now.snapshot)...)
 	}
-	d.planKernel(snapshot, &next)
+	in := d.input(now)
+	d.planKernel(in, &next)
 	// Nothing is announced before the kernel can serve it.
 	if d.applied != nil {
-		served, err := d.serve(ctx, snapshot, from, &next)
+		served, err := d.serve(ctx, in, &next)
 		if err != nil {
 			return err
 		}
 		writes = append(writes, served...)
-		d.publish(snapshot)
 	}
+	d.publish(now)
 	lease.Commit(ctx, d.store, writeTimeout, writes)
 	d.timer.Reset(time.Until(next))
 	return nil
@@ -129,26 +142,30 @@ func (d *decider) step(ctx context.Context) error {
 // serve decides on every VIP, announces, and returns what is to be written.
 // Where announcing fails nothing was decided: memories must not say that routers
 // were told what they were not.
-func (d *decider) serve(ctx context.Context, snapshot *state.Snapshot, from source, next *time.Time) ([]lease.Write, error) {
-	in := d.input(snapshot, from)
+func (d *decider) serve(ctx context.Context, in plan.Input, next *time.Time) ([]lease.Write, error) {
 	memories, decisions := map[string]plan.Memory{}, map[string]plan.Decision{}
-	var routes []plan.Announcement
 	var claims, candidacies []lease.Write
-	for _, vip := range plan.VIPs(snapshot, d.self) {
-		if !d.applied.vips[vip] {
+	withdrawn := d.handWithdrawn()
+	plain := in.Snapshot
+	in.Snapshot = d.withLeaving(plain)
+	for _, vip := range d.concerns(plain, in.Fresh) {
+		in.Withdraw = withdrawn[vip]
+		if _, leaves := d.leaving[vip]; leaves {
+			in.Withdraw = &plan.Withdrawal{Reason: notInPlan}
+		}
+		if _, decided := d.memory[vip]; !decided && in.Withdraw == nil && !d.anyReady(in.Snapshot.VIPs[vip]) {
 			continue
 		}
-		in.CanServe = d.canServe(snapshot, vip)
+		in.CanServe = d.canServe(in.Snapshot, vip)
 		memory, decision := plan.Decide(d.memory[vip], in, vip)
 		memories[vip], decisions[vip] = memory, decision
 		*next = earlier(*next, decision.Wake)
-		routes = append(routes, plan.Announcements(snapshot, vip, decision)...)
 		if decision.Claim != nil {
 			claims = append(claims, d.claim(vip, *decision.Claim))
 		}
-		candidacies = append(candidacies, d.campaign(in, vip)...)
+		candidacies = append(candidacies, d.campaign(in, vip, decision)...)
 	}
-	if err := d.speaker.Set(ctx, routes); err != nil {
+	if err := d.announce(ctx, in.Snapshot, decisions); err != nil {
 		if d.unannounced == nil || d.unannounced.Error() != err.Error() {
 			d.log.Error("can't announce", zap.Error(err))
 		}
@@ -160,8 +177,11 @@ func (d *decider) serve(ctx context.Context, snapshot *state.Snapshot, from sour
 	for vip, decision := range decisions {
 		d.tell(vip, decision)
 		d.memory[vip] = memories[vip]
+		if _, leaves := d.leaving[vip]; leaves && decision.Done {
+			d.forget(vip)
+		}
 	}
-	if !d.speaking {
+	if !d.speaking && d.complete(withdrawn) {
 		if err := d.speaker.Start(ctx, d.takePlannedStop()); err != nil {
 			return nil, fmt.Errorf("BGP can't start: %w", err)
 		}
@@ -170,16 +190,83 @@ func (d *decider) serve(ctx context.Context, snapshot *state.Snapshot, from sour
 	return append(claims, candidacies...), nil
 }
 
+// announce gives BGP the routes of all decisions, for the addresses that the
+// kernel has.
+func (d *decider) announce(ctx context.Context, s *state.Snapshot, decisions map[string]plan.Decision) error {
+	with := *s
+	with.VIPs = make(map[string]state.VIP, len(decisions))
+	announced := map[netip.Addr]bool{}
+	for vip, decision := range decisions {
+		v := s.VIPs[vip]
+		v.Addresses = nil
+		for _, a := range s.VIPs[vip].Addresses {
+			if d.ready[a] && decision.MED != state.NoMED {
+				v.Addresses = append(v.Addresses, a)
+				announced[a] = true
+			}
+		}
+		with.VIPs[vip] = v
+	}
+	of := map[string][]plan.Announcement{}
+	var routes []plan.Announcement
+	taken := map[netip.Prefix]bool{}
+	for _, leaving := range []bool{false, true} {
+		for vip, decision := range decisions {
+			if _, leaves := d.leaving[vip]; leaves != leaving || decision.MED == state.NoMED {
+				continue
+			}
+			of[vip] = plan.Announcements(&with, vip, decision)
+			if decision.Farewell {
+				of[vip] = plan.Farewell(&with, d.self, vip)
+			}
+			// What leaves with one VIP may have come with another.
+			of[vip] = slices.DeleteFunc(of[vip], func(r plan.Announcement) bool { return taken[r.Prefix] })
+			for _, r := range of[vip] {
+				taken[r.Prefix] = true
+			}
+			routes = append(routes, of[vip]...)
+		}
+	}
+	if err := d.speaker.Set(ctx, routes); err != nil {
+		return err
+	}
+	d.routes, d.announced = of, announced
+	return nil
+}
+
 // canServe is R9 for one VIP. To take traffic a node must agree with the whole
 // plan and have backends for it. To keep what it has, it is enough that the
 // kernel holds the VIP's addresses, services and destinations: a parameter or a
 // tunnel that can't be made is shown, and moves nobody's calls.
 func (d *decider) canServe(s *state.Snapshot, vip string) bool {
+	for _, a := range s.VIPs[vip].Addresses {
+		if d.ready[a] && d.lacking[a] >= failuresAllowed {
+			return false
+		}
+	}
 	m := d.memory[vip]
 	if m.Announcing && m.Announced <= state.MED(plan.LadderOf(s, vip).Active) {
-		return d.unserving < failuresAllowed
+		return true
 	}
 	return d.failures < failuresAllowed && plan.Equipped(s, vip)
+}
+
+// complete says whether the kernel has all that the plan announces, or fails to.
+// BGP starts then: routers that kept our routes over a restart drop those that
+// the first set does not have.
+func (d *decider) complete(withdrawn map[string]*plan.Withdrawal) bool {
+	for vip, v := range d.serving {
+		for _, a := range v.Addresses {
+			if !d.ready[a] && withdrawn[vip] == nil && d.failures < failuresAllowed {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+func (d *decider) anyReady(v state.VIP) bool {
+	return slices.ContainsFunc(v.Addresses, func(a netip.Addr) bool { return d.ready[a] })
 }
 
 // hear takes in what other goroutines had to tell.
@@ -194,22 +281,28 @@ func (d *decider) hear() {
 	if applied == nil {
 		return
 	}
-	if applied.serves {
-		d.unserving = 0
-	} else {
-		d.unserving++
-	}
+	d.applied = applied
 	if applied.report.Err() == nil {
 		d.failures = 0
-		d.applied = applied
-		return
+	} else {
+		d.failures++
 	}
-	d.failures++
-	switch {
-	case d.applied != nil && !applied.serves:
-		d.applied.report = applied.report
-	case d.applied != nil, d.failures >= failuresAllowed:
-		d.applied = applied // one that has just started can't serve now, and says so with its MED
+	for address, has := range applied.held {
+		if has == whole {
+			d.ready[address], d.lacking[address] = true, 0
+			continue
+		}
+		d.lacking[address]++
+		if d.failures >= failuresAllowed && (has == bare || applied.unknown != nil) {
+			// One that has just started can't serve now, and says so with its MED.
+			d.ready[address] = true
+		}
+	}
+	for address := range d.lacking {
+		if _, planned := applied.held[address]; !planned {
+			delete(d.lacking, address)
+			delete(d.ready, address)
+		}
 	}
 }
 
@@ -221,10 +314,10 @@ func (d *decider) later(outcome func(*decider)) {
 	poke(d.wake)
 }
 
-func (d *decider) input(s *state.Snapshot, from source) plan.Input {
+func (d *decider) input(now view) plan.Input {
 	in := plan.Input{
-		Snapshot: s, Self: d.self, Now: time.Now(), Lease: d.keeper.ID(),
-		Fresh: from == etcd && d.keeper.Fresh() && !d.restored() && d.usurper == "",
+		Snapshot: now.snapshot, Self: d.self, Now: time.Now(), Lease: d.keeper.ID(),
+		Fresh: now.from == etcd && d.keeper.Fresh() && now.foreign == nil && d.usurper == "",
 		// What could not be announced is not with the routers.
 		Flushed: d.unannounced == nil,
 	}
@@ -240,39 +333,44 @@ func (d *decider) input(s *state.Snapshot, from source) plan.Input {
 }
 
 // register writes what this node is, and refuses to be a second one of its name.
-func (d *decider) register(s *state.Snapshot) ([]lease.Write, error) {
-	want := state.Node{
-		MachineID: d.machineID, Site: d.self.Site, Group: d.self.Group,
-		IPv4: d.self.IPv4, IPv6: plan.PublishedIPv6(s, d.self), SyncAddress: plan.SyncAddress(d.self.Name), Version: Version(), Schema: state.Schema,
-	}
+func (d *decider) register(ctx context.Context, s *state.Snapshot) error {
+	k := state.Key{Kind: state.KindNode, A: d.self.Name}
+	key := k.String()
 	have, ok := s.Nodes[d.self.Name]
-	key := state.Key{Kind: state.KindNode, A: d.self.Name}.String()
 	d.usurper = ""
-	if ok && have.MachineID != want.MachineID {
+	if ok && have.MachineID != d.machineID {
 		if d.speaking {
 			d.usurper = have.MachineID // it goes on serving, but moves nothing
-			return nil, nil
+			return nil
 		}
-		return nil, fmt.Errorf("%s belongs to another host (machine id %s, this host has %s): "+
-			"give this node another name, or delete the key if that host is gone for good", key, have.MachineID, want.MachineID)
+		return fmt.Errorf("%s belongs to another host (machine id %s, this host has %s): "+
+			"give this node another name, or delete the key if that host is gone for good", key, have.MachineID, d.machineID)
+	}
+	value := state.Encode(d.node(s))
+	want, err := state.Decode(k, value)
+	if err != nil {
+		return fmt.Errorf("%s: %w", key, err)
 	}
 	malformed := slices.ContainsFunc(s.Faults, func(f state.Fault) bool { return f.Key == key && !f.Notice })
-	if have == want && !malformed || time.Now().Before(d.registering) {
-		return nil, nil
+	if ok && have == want && !malformed || time.Now().Before(d.registering) {
+		return nil
 	}
 	d.registering = time.Now().Add(writeTimeout)
-	value := state.Encode(&medwayv1.Node{
-		MachineId: want.MachineID, Site: want.Site, Group: want.Group,
-		Ipv4: textOf(want.IPv4), Ipv6: textOf(want.IPv6), SyncAddress: want.SyncAddress.String(), Version: want.Version, Schema: want.Schema,
-	})
-	return []lease.Write{{
-		Put: store.Put{Key: key, Value: value},
-		Done: func(o lease.Outcome) {
-			if o.Err != nil && !errors.Is(o.Err, store.ErrDenied) { // that the store has told, once
-				d.log.Warn("can't register the node", zap.Error(o.Err))
-			}
-		},
-	}}, nil
+	go func() {
+		if err := d.putNode(ctx, k, value); err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrDenied) { // that the store has told, once
+			d.log.Warn("can't register the node", zap.Error(err))
+		}
+	}()
+	return nil
+}
+
+// node is the value of the node's key.
+func (a *Agent) node(s *state.Snapshot) *medwayv1.Node {
+	return &medwayv1.Node{
+		MachineId: a.machineID, Site: a.self.Site, Group: a.self.Group,
+		Ipv4: textOf(a.self.IPv4), Ipv6: textOf(plan.PublishedIPv6(s, a.self)),
+		SyncAddress: plan.SyncAddress(a.self.Name).String(), Version: Version(), Schema: state.Schema,
+	}
 }
 
 // textOf is an address as it is stored, "" for none.
@@ -281,125 +379,6 @@ func textOf(a netip.Addr) string {
 		return ""
 	}
 	return a.String()
-}
-
-// planKernel hands the kernel's plan over where it has changed. A VIP that left
-// the plan stays in the kernel until routers have had time to forget its route.
-func (d *decider) planKernel(s *state.Snapshot, next *time.Time) {
-	now := time.Now()
-	served := map[string]state.VIP{}
-	for _, vip := range plan.VIPs(s, d.self) {
-		served[vip] = s.VIPs[vip]
-		delete(d.leaving, vip)
-	}
-	for vip, v := range d.serving {
-		if _, ok := served[vip]; !ok {
-			d.log.Info(vip + ": not in the plan any more: withdrawn")
-			d.leaving[vip] = leaving{v, now.Add(2 * s.Settings.Settle)}
-			delete(d.memory, vip)
-			delete(d.decisions, vip)
-		}
-	}
-	d.serving = served
-	for vip, l := range d.leaving {
-		if now.Before(l.until) {
-			*next = earlier(*next, l.until)
-		} else {
-			delete(d.leaving, vip)
-		}
-	}
-	with := *s
-	if len(d.leaving) > 0 {
-		with.VIPs = maps.Clone(s.VIPs)
-		for vip, l := range d.leaving {
-			with.VIPs[vip] = l.vip
-		}
-	}
-	host := plan.KernelOf(&with, d.self)
-	if d.host != nil && d.resync == s.Settings.ResyncInterval && reflect.DeepEqual(*d.host, host) {
-		return
-	}
-	d.host, d.resync = &host, s.Settings.ResyncInterval
-	vips := map[string]bool{}
-	for vip := range served {
-		vips[vip] = true
-	}
-	d.mu.Lock()
-	d.wanted = &wanted{host: host, vips: vips, resync: s.Settings.ResyncInterval}
-	d.mu.Unlock()
-	poke(d.replan)
-}
-
-// claim makes a guarded write of a decided claim.
-func (d *decider) claim(vip string, c plan.ClaimWrite) lease.Write {
-	key := state.Key{Kind: state.KindClaim, A: d.self.Name, B: vip}.String()
-	guards := []store.Guard{{Key: key, ModRevision: c.ClaimRevision}}
-	if c.Lowering {
-		guards = append(guards,
-			store.Guard{Key: state.Key{Kind: state.KindTarget, A: vip}.String(), ModRevision: c.TargetRevision},
-			store.Guard{Key: state.Key{Kind: state.KindOwner, A: d.self.Site, B: vip}.String(), ModRevision: c.OwnerRevision})
-	}
-	return lease.Write{
-		Guards: guards,
-		Put:    store.Put{Key: key, Value: state.Encode(&medwayv1.Claim{Med: c.MED.String()})},
-		Done: func(o lease.Outcome) {
-			d.later(func(d *decider) { d.claimed(vip, c, o) })
-		},
-	}
-}
-
-func (d *decider) claimed(vip string, c plan.ClaimWrite, o lease.Outcome) {
-	m, ok := d.memory[vip]
-	if !ok {
-		return
-	}
-	if o.Committed {
-		m.Committed(c, o.Revision)
-	} else {
-		if o.Err != nil && !errors.Is(o.Err, store.ErrDenied) {
-			d.log.Warn(fmt.Sprintf("%s: outcome of claiming %s is unknown", vip, c.MED), zap.Error(o.Err))
-		}
-		m.NotCommitted(tryAgain(o))
-	}
-	d.memory[vip] = m
-}
-
-// campaign makes this node the owner in its site where there is none, and takes
-// over what a former process of this node still holds.
-func (d *decider) campaign(in plan.Input, vip string) []lease.Write {
-	retry, outstanding := d.candidacies[vip]
-	if outstanding && (retry.IsZero() || in.Now.Before(retry)) {
-		return nil
-	}
-	if !in.Fresh || !in.CanServe || in.Sessions == 0 || in.Lease == 0 {
-		return nil
-	}
-	owner, ok := in.Snapshot.Owner(d.self.Site, vip)
-	if ok && (owner.Node != d.self.Name || owner.Lease == in.Lease) {
-		return nil
-	}
-	d.candidacies[vip] = time.Time{}
-	key := state.Key{Kind: state.KindOwner, A: d.self.Site, B: vip}.String()
-	return []lease.Write{{
-		Guards: []store.Guard{{Key: key, ModRevision: owner.Revision}},
-		Put:    store.Put{Key: key, Value: state.Encode(&medwayv1.Owner{Node: d.self.Name}), Lease: in.Lease},
-		Done: func(o lease.Outcome) {
-			d.later(func(d *decider) {
-				d.candidacies[vip] = tryAgain(o)
-				if o.Committed {
-					d.log.Info(fmt.Sprintf("%s: owns the VIP in %s", vip, d.self.Site))
-				}
-			})
-		},
-	}}
-}
-
-// tryAgain is when to repeat a write that was not committed.
-func tryAgain(o lease.Outcome) time.Time {
-	if errors.Is(o.Err, store.ErrDenied) {
-		return time.Now().Add(deniedRetry)
-	}
-	return time.Now().Add(writeRetry)
 }
 
 // tell logs what has changed for a VIP.

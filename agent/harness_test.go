@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -16,12 +17,15 @@ import (
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 
 	"github.com/medway-lb/medway/agent/internal/bgp"
 	"github.com/medway-lb/medway/pkg/plan"
 	"github.com/medway-lb/medway/pkg/reconcile"
 	"github.com/medway-lb/medway/pkg/store"
+
+	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
 )
 
 const patience = 30 * time.Second // for anything that must happen
@@ -99,24 +103,47 @@ func (s *server) open(t testing.TB) *store.Client {
 	return c
 }
 
-// fakeKernel takes every plan at once, but for what broken says.
-type fakeKernel struct {
-	mu     sync.Mutex
-	host   plan.Host
-	runs   int
-	broken error
-	// gate, where there is one, lets one apply through for each value.
-	gate  chan struct{}
-	conns map[netip.Addr]connections
+// journal writes down, in order, what changes in the fakes of one host.
+type journal struct {
+	mu    sync.Mutex
+	last  map[string]string
+	lines []string
 }
 
-func (k *fakeKernel) apply(ctx context.Context, h plan.Host) reconcile.Report {
-	if k.gate != nil {
-		select {
-		case <-k.gate:
-		case <-ctx.Done():
-		}
+func (j *journal) add(what, is string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if was, known := j.last[what]; !known || was != is {
+		j.last[what] = is
+		j.lines = append(j.lines, what+": "+is)
 	}
+}
+
+// since returns what was added after the first n lines.
+func (j *journal) since(n int) []string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return slices.Clone(j.lines[n:])
+}
+
+func (j *journal) len() int { return len(j.since(0)) }
+
+// fakeKernel takes every plan at once, but for what broken says.
+type fakeKernel struct {
+	journal *journal
+	mu      sync.Mutex
+	host    plan.Host
+	runs    int
+	// broken fails every run; lacking are addresses that can't be made whole;
+	// unreadable fails held.
+	broken     error
+	lacking    map[netip.Addr]held
+	unreadable error
+	conns      map[netip.Addr]connections
+	closed     bool
+}
+
+func (k *fakeKernel) apply(_ context.Context, h plan.Host) reconcile.Report {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.runs++
@@ -124,30 +151,74 @@ func (k *fakeKernel) apply(ctx context.Context, h plan.Host) reconcile.Report {
 		return reconcile.Report{Failed: []error{k.broken}}
 	}
 	k.host = h
-	return reconcile.Report{}
+	var report reconcile.Report
+	var has []string
+	for _, a := range vipAddresses(h) {
+		if _, lacks := k.lacking[a.Prefix.Addr()]; lacks {
+			report.Failed = append(report.Failed, fmt.Errorf("create %s: no luck", a))
+		} else {
+			has = append(has, a.Prefix.Addr().String())
+		}
+	}
+	slices.Sort(has)
+	k.journal.add("kernel", strings.Join(has, ", "))
+	return report
 }
 
-func (k *fakeKernel) serves(context.Context, plan.Host) bool {
+func (k *fakeKernel) held(_ context.Context, h plan.Host) (map[netip.Addr]held, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.broken == nil
+	if k.unreadable != nil {
+		return nil, k.unreadable
+	}
+	out := compare(h, k.host)
+	for a, has := range k.lacking {
+		out[a] = has
+	}
+	return out, nil
+}
+
+func (k *fakeKernel) set(change func(*fakeKernel)) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	change(k)
+}
+
+func (k *fakeKernel) ran() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.runs
 }
 
 func (k *fakeKernel) connections(context.Context) (map[netip.Addr]connections, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.conns, nil
+	return maps.Clone(k.conns), nil
 }
 
-func (k *fakeKernel) close() {}
+func (k *fakeKernel) close() { k.set(func(k *fakeKernel) { k.closed = true }) }
+
+// addresses prints the VIP addresses that the kernel holds.
+func (k *fakeKernel) addresses() string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var out []string
+	for _, a := range vipAddresses(k.host) {
+		out = append(out, a.Prefix.Addr().String())
+	}
+	slices.Sort(out)
+	return strings.Join(out, ", ")
+}
 
 // fakeSpeaker has one session with a router that takes everything at once.
 type fakeSpeaker struct {
+	journal *journal
 	mu      sync.Mutex
 	changed chan struct{}
 	set     []plan.Announcement
 	started bool
 	down    bool
+	pending bool
 	broken  error
 	since   time.Time
 }
@@ -159,6 +230,7 @@ func (s *fakeSpeaker) Start(context.Context, bool) error {
 		return errors.New("started twice")
 	}
 	s.started, s.since = true, time.Now()
+	s.journal.add("start", print(s.set))
 	poke(s.changed)
 	return nil
 }
@@ -170,6 +242,9 @@ func (s *fakeSpeaker) Set(_ context.Context, set []plan.Announcement) error {
 		return s.broken
 	}
 	s.set = slices.Clone(set)
+	if s.started {
+		s.journal.add("announce", print(s.set))
+	}
 	return nil
 }
 
@@ -177,8 +252,7 @@ func (s *fakeSpeaker) Sessions() []bgp.Session {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return []bgp.Session{{
-		Neighbor: netip.MustParseAddr("192.0.2.1"), AS: 65001, Established: s.started && !s.down,
-		Since: s.since, Pending: s.broken != nil,
+		Neighbor: router, AS: 65001, Established: s.started && !s.down, Since: s.since, Pending: s.pending || s.broken != nil,
 	}}
 }
 
@@ -186,14 +260,58 @@ func (s *fakeSpeaker) Changed() <-chan struct{} { return s.changed }
 
 func (s *fakeSpeaker) Stop(context.Context, bool) error { return nil }
 
+func (s *fakeSpeaker) change(change func(*fakeSpeaker)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	change(s)
+	s.since = time.Now()
+	poke(s.changed)
+}
+
+func (s *fakeSpeaker) isStarted() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.started
+}
+
+// routes prints what is announced.
+func (s *fakeSpeaker) routes() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return print(s.set)
+}
+
+// print is one "prefix MED" a route, with "shutdown" where it bears the community
+// of RFC 8326.
+func print(set []plan.Announcement) string {
+	var lines []string
+	for _, a := range set {
+		line := fmt.Sprintf("%s %d", a.Prefix, a.MED)
+		if slices.Contains(a.Communities, 65535<<16) {
+			line += " shutdown"
+		}
+		lines = append(lines, line)
+	}
+	slices.Sort(lines)
+	return strings.Join(lines, ", ")
+}
+
 // fakes is a host whose kernel and routers are fakes.
 type fakes struct {
+	journal *journal
 	kernel  *fakeKernel
 	speaker *fakeSpeaker
 }
 
+var router = netip.MustParseAddr("192.0.2.1")
+
 func newFakes() *fakes {
-	return &fakes{kernel: &fakeKernel{}, speaker: &fakeSpeaker{changed: make(chan struct{}, 1)}}
+	j := &journal{last: map[string]string{}}
+	return &fakes{
+		journal: j,
+		kernel:  &fakeKernel{journal: j, lacking: map[netip.Addr]held{}, conns: map[netip.Addr]connections{}},
+		speaker: &fakeSpeaker{journal: j, changed: make(chan struct{}, 1), since: time.Now()},
+	}
 }
 
 func (f *fakes) host() host {
@@ -211,7 +329,7 @@ func testConfig(t testing.TB, node, site, endpoint string) Config {
 		Addresses: Addresses{IPv4: netip.MustParseAddr("192.0.2.11")},
 		Etcd:      Etcd{Endpoints: []string{"http://" + endpoint}, Insecure: true},
 		BGP: BGP{AS: 65001, RouterID: netip.MustParseAddr("192.0.2.11"), Neighbors: []Neighbor{
-			{Address: netip.MustParseAddr("192.0.2.1"), AS: 65001, HoldTime: 3 * time.Second},
+			{Address: router, AS: 65001, HoldTime: 3 * time.Second},
 		}},
 		LeaseTTL: 2 * time.Second, StateDir: t.TempDir(),
 	}
@@ -284,14 +402,156 @@ func put(t testing.TB, c *store.Client, pairs ...string) int64 {
 	return revision
 }
 
-// routes prints what is announced, one "prefix MED" a route.
-func (s *fakeSpeaker) routes() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var lines []string
-	for _, a := range s.set {
-		lines = append(lines, fmt.Sprintf("%s %d", a.Prefix, a.MED))
+// Values of keys, as an operator would put them.
+const (
+	poolValue    = `{"scheduler":"sed"}`
+	backendValue = `{"site":"dc1","address":"10.1.1.21"}`
+	// Short times, all of them.
+	settingsValue = `{"settle":"300ms","normalise_after":"1s","resync_interval":"1s"}`
+)
+
+func vipValue(addresses ...string) string {
+	return fmt.Sprintf(`{"addresses":["%s"],"services":[{"protocol":"tcp","port":5060,"pool":"sbc"}],`+
+		`"groups":{"dc1":"dc1-edge1","dc2":"dc2-edge1"}}`, strings.Join(addresses, `","`))
+}
+
+// node is one agent on fakes, with an etcd of its own.
+type node struct {
+	*fakes
+	t      *testing.T
+	etcd   *server
+	client *store.Client
+	config Config
+	agent  *Agent
+	stop   func()
+}
+
+// newNode is a node of dc1 that does not run yet. VIP v has 203.0.113.10, and dc1
+// is its target.
+func newNode(t *testing.T) *node {
+	t.Helper()
+	t.Parallel()
+	etcd := newServer(t)
+	n := &node{t: t, fakes: newFakes(), etcd: etcd, client: etcd.open(t), config: testConfig(t, "dc1-lvs-a", "dc1", etcd.client)}
+	n.put("settings", settingsValue, "pools/sbc", poolValue, "backends/sbc/b1", backendValue,
+		"vips/v", vipValue("203.0.113.10"), "target_state/v", "dc1")
+	return n
+}
+
+// newActive is one that runs, and has become active.
+func newActive(t *testing.T) *node {
+	t.Helper()
+	n := newNode(t)
+	n.run()
+	n.announces("203.0.113.10/32 100")
+	return n
+}
+
+func (n *node) run() {
+	n.t.Helper()
+	n.agent, n.stop = run(n.t, n.config, n.fakes.host())
+}
+
+// restart ends the agent in order and starts another on the same disk and kernel.
+func (n *node) restart() {
+	n.t.Helper()
+	n.stop()
+	kernel := n.kernel
+	n.fakes = newFakes()
+	kernel.journal = n.journal
+	n.kernel = kernel
+	n.run()
+}
+
+func (n *node) put(pairs ...string) int64 { n.t.Helper(); return put(n.t, n.client, pairs...) }
+
+func (n *node) delete(keys ...string) {
+	n.t.Helper()
+	ctx, cancel := context.WithTimeout(n.t.Context(), patience)
+	defer cancel()
+	for i := range keys {
+		keys[i] = "/medway/v1/" + keys[i]
 	}
-	slices.Sort(lines)
-	return strings.Join(lines, ", ")
+	if _, _, err := n.client.Commit(ctx, nil, nil, keys); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// revoke ends a lease, as if it had run out.
+func (n *node) revoke(lease int64) {
+	n.t.Helper()
+	c, err := clientv3.New(clientv3.Config{Endpoints: []string{n.etcd.client}})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	ctx, cancel := context.WithTimeout(n.t.Context(), patience)
+	defer cancel()
+	if _, err := c.Revoke(ctx, clientv3.LeaseID(lease)); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// get returns what a key holds; the zero entry where it is absent.
+func (n *node) get(key string) store.Entry {
+	n.t.Helper()
+	ctx, cancel := context.WithTimeout(n.t.Context(), patience)
+	defer cancel()
+	if !strings.HasPrefix(key, "/") {
+		key = "/medway/v1/" + key
+	}
+	e, _, err := n.client.Get(ctx, key)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return e
+}
+
+func (n *node) announces(routes string) {
+	n.t.Helper()
+	eventually(n.t, "announces "+routes, func() bool { return n.speaker.routes() == routes })
+}
+
+func (n *node) claims(value string) {
+	n.t.Helper()
+	eventually(n.t, "claims "+value, func() bool { return string(n.get("claims/dc1-lvs-a/v").Value) == value })
+}
+
+const claim100, claimNone = `{"med":"100"}`, `{"med":"none"}`
+
+// stays checks that cond holds, all the time, while n decides again and again.
+func (n *node) stays(what string, cond func() bool) {
+	n.t.Helper()
+	runs := n.kernel.ran()
+	eventually(n.t, "a few more runs", func() bool {
+		if !cond() {
+			n.t.Fatalf("no longer: %s", what)
+		}
+		return n.kernel.ran() >= runs+2
+	})
+}
+
+func (n *node) status() *medwayv1.Status {
+	n.t.Helper()
+	s := n.agent.statusNow()
+	if s == nil {
+		return &medwayv1.Status{}
+	}
+	return s
+}
+
+// vip is what the status says of VIP v.
+func (n *node) vip() *medwayv1.VIPStatus {
+	for _, v := range n.status().Vips {
+		if v.Vip == "v" {
+			return v
+		}
+	}
+	return &medwayv1.VIPStatus{}
+}
+
+func (n *node) fault(subject, reason string) bool {
+	return slices.ContainsFunc(n.status().Faults, func(f *medwayv1.Fault) bool {
+		return strings.Contains(f.Subject, subject) && strings.Contains(f.Reason, reason)
+	})
 }

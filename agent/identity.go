@@ -13,12 +13,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Version is the version of this build, from the build's own information.
+// Version is the version of this build: the tag, or else the time and hash of the
+// commit that it was built from, with "+dirty" where that is not all of it.
 func Version() string {
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" && info.Main.Version != "(devel)" {
 		return info.Main.Version
 	}
-	return "unknown"
+	return "unknown" // built without version control
 }
 
 // machineID tells this host from any other: /etc/machine-id, or where there is

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"go.uber.org/zap"
@@ -11,19 +12,19 @@ import (
 	"github.com/medway-lb/medway/pkg/reconcile"
 )
 
-// wanted is a plan for the kernel with the VIPs that it serves.
+// wanted is a plan for the kernel.
 type wanted struct {
 	host   plan.Host
-	vips   map[string]bool
 	resync time.Duration
 }
 
 // applied is what became of a plan.
 type applied struct {
-	vips   map[string]bool
 	report reconcile.Report
-	// serves says whether the kernel holds what serving the VIPs needs.
-	serves bool
+	// held is how much the kernel has of each VIP address of the plan; unknown
+	// is why that could not be read.
+	held    map[netip.Addr]held
+	unknown error
 }
 
 // reconcile keeps the kernel as planned: at once when the plan changes, and
@@ -49,7 +50,17 @@ func (a *Agent) reconcile(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		serves := report.Err() == nil || a.kernel.serves(ctx, w.host)
+		done := &applied{report: report, held: map[netip.Addr]held{}}
+		for _, address := range vipAddresses(w.host) {
+			done.held[address.Prefix.Addr()] = whole
+		}
+		if report.Err() != nil {
+			have, err := a.kernel.held(ctx, w.host)
+			for address := range done.held {
+				done.held[address] = have[address]
+			}
+			done.unknown = err
+		}
 		next := w.resync
 		if err := report.Err(); err != nil {
 			next = min(next, time.Second)
@@ -70,7 +81,7 @@ func (a *Agent) reconcile(ctx context.Context) error {
 		}
 		retry.Reset(next)
 		a.mu.Lock()
-		a.applied = &applied{vips: w.vips, report: report, serves: serves}
+		a.applied = done
 		a.mu.Unlock()
 		poke(a.wake)
 	}

@@ -117,7 +117,7 @@ func mayLook() error {
 // value in etcd is malformed, the good one on disk stays in force.
 func (c Config) stored(ctx context.Context, from string) (*state.Cache, *Preview, error) {
 	cache := state.NewCache()
-	disk, diskErr := store.LoadSnapshot(filepath.Join(c.StateDir, "snapshot"))
+	disk, diskErr := store.LoadSnapshot(filepath.Join(c.StateDir, "snapshot"), c.Node)
 	for _, e := range disk.Entries {
 		// An old claim says nothing of what its node may announce now.
 		if k, err := state.ParseKey(e.Key); err == nil && k.Kind != state.KindClaim {
@@ -154,7 +154,7 @@ func (c Config) list(ctx context.Context, cache *state.Cache) (int64, error) {
 		return 0, err
 	}
 	defer client.Close()
-	ctx, cancel := context.WithTimeout(ctx, diskAfter)
+	ctx, cancel := context.WithTimeout(ctx, c.LeaseTTL)
 	defer cancel()
 	entries, revision, err := client.List(ctx, state.Prefix)
 	if err != nil {

@@ -107,7 +107,9 @@ func (d *onFakes) apply(ctx context.Context, h plan.Host) reconcile.Report {
 	)...)
 }
 
-func (d *onFakes) serves(context.Context, plan.Host) bool { return true }
+func (d *onFakes) held(_ context.Context, h plan.Host) (map[netip.Addr]held, error) {
+	return compare(h, h), nil
+}
 
 func (d *onFakes) connections(context.Context) (map[netip.Addr]connections, error) { return nil, nil }
 

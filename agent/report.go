@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -17,8 +18,13 @@ import (
 	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
 )
 
-// reportInterval limits how often a node writes its status.
-const reportInterval = time.Second
+const (
+	// reportInterval limits how often a node writes its status.
+	reportInterval = time.Second
+	// countInterval limits how often it does so for its counters alone: under
+	// calls they change all the time.
+	countInterval = 10 * time.Second
+)
 
 // maxFaults keeps a status below etcd's limit of 1.5 MiB, however many keys are
 // wrong. `medwayctl status` reads the keys itself and shows all.
@@ -26,111 +32,148 @@ const maxFaults = 100
 
 // reporter holds what the loop decided last, for people.
 type reporter struct {
-	mu       sync.Mutex
-	snapshot *state.Snapshot
-	vips     []*medwayv1.VIPStatus
-	faults   []*medwayv1.Fault
+	mu   sync.Mutex
+	node *medwayv1.Status // without counters; nil before the first
+	// addresses are those of each VIP, whose connections are counted.
+	addresses map[string][]netip.Addr
+	routes    map[string][]plan.Announcement
 }
 
 // publish leaves the loop's decisions to the reporter.
-func (d *decider) publish(s *state.Snapshot) {
-	var vips []*medwayv1.VIPStatus
-	for _, vip := range plan.VIPs(s, d.self) {
-		decision, ok := d.decisions[vip]
-		if !ok {
-			continue
+func (d *decider) publish(now view) {
+	s := now.snapshot
+	with := d.withLeaving(s)
+	node := &medwayv1.Status{Node: d.self.Name, Site: d.self.Site, Version: Version(), Revision: s.Revision}
+	if now.from == disk {
+		node.FromDisk = now.saved.UTC().Format(time.RFC3339)
+	}
+	addresses := map[string][]netip.Addr{}
+	for _, vip := range d.concerns(s, false) {
+		status := &medwayv1.VIPStatus{Vip: vip, Claim: "-", Target: s.Targets[vip].Site}
+		if decision, ok := d.decisions[vip]; ok {
+			status.Role, status.Reason = string(decision.Role), decision.Reason
+			if med := uint32(decision.MED); decision.MED != state.NoMED {
+				status.Med = &med
+			}
+		} else {
+			status.Role, status.Reason = "not announced", "the kernel does not hold it yet"
 		}
-		med, claim := uint32(decision.MED), "-"
 		if c, ok := s.Claims[state.ClaimKey{Node: d.self.Name, VIP: vip}]; ok {
-			claim = c.MED.String()
+			status.Claim = c.MED.String()
 		}
-		vips = append(vips, &medwayv1.VIPStatus{
-			Vip: vip, Role: string(decision.Role), Med: &med, Reason: decision.Reason,
-			Claim: claim, Target: s.Targets[vip].Site,
-		})
+		node.Vips = append(node.Vips, status)
+		addresses[vip] = with.VIPs[vip].Addresses
 	}
-	var faults []*medwayv1.Fault
-	wrong := slices.Concat(plan.Faults(s, d.self), s.Faults)
-	for i, f := range wrong {
-		if i == maxFaults {
-			faults = append(faults, &medwayv1.Fault{Subject: state.Prefix, Reason: fmt.Sprintf("%d more keys are wrong", len(wrong)-i)})
-			break
-		}
-		faults = append(faults, &medwayv1.Fault{Subject: f.Key, Reason: f.Reason})
-	}
-	for _, err := range d.applied.report.Failed {
-		faults = append(faults, &medwayv1.Fault{Subject: "kernel", Reason: err.Error()})
-	}
+	node.Faults = d.reportFaults(now, with)
+	d.status.mu.Lock()
+	defer d.status.mu.Unlock()
+	d.status.node, d.status.addresses, d.status.routes = node, addresses, d.routes
+}
+
+// reportFaults are the things that are wrong, for people.
+func (d *decider) reportFaults(now view, with *state.Snapshot) (faults []*medwayv1.Fault) {
 	fault := func(subject, format string, args ...any) {
 		faults = append(faults, &medwayv1.Fault{Subject: subject, Reason: fmt.Sprintf(format, args...)})
+	}
+	wrong := slices.Concat(plan.Faults(now.snapshot, d.self), now.snapshot.Faults)
+	for i, f := range wrong {
+		if i == maxFaults {
+			fault(state.Prefix, "%d more keys are wrong", len(wrong)-i)
+			break
+		}
+		fault(f.Key, "%s", f.Reason)
+	}
+	if d.applied != nil {
+		for _, err := range d.applied.report.Failed {
+			fault("kernel", "%v", err)
+		}
+	}
+	for _, vip := range plan.VIPs(with, d.self) {
+		for _, a := range with.VIPs[vip].Addresses {
+			if !d.ready[a] && d.lacking[a] > 0 {
+				fault("kernel", "%s: %s is not announced: the kernel does not hold it with its services", vip, a)
+			}
+		}
 	}
 	if d.unannounced != nil {
 		fault("bgp", "what is announced is older than what was decided: %v", d.unannounced)
 	}
-	if d.restored() {
-		fault("etcd", "its store was replaced or restored: nothing moves; restart the agent to accept what it holds now")
+	if now.foreign != nil {
+		fault("etcd", "its store is not the one that this node knew (%v): nothing moves until \"medway-agent accept\"", now.foreign)
+	}
+	if now.unusable != nil {
+		fault("snapshot", "that on disk was refused at the start, and is kept as %s: %v", d.damagedFile(), now.unusable)
+	}
+	if d.withdrawn.unreadable != nil {
+		fault("withdrawals", "those on disk could not be read at the start, so nothing is withdrawn by them: %v", d.withdrawn.unreadable)
 	}
 	if d.usurper != "" {
 		fault("node", "another host (machine id %s) has this node's name: nothing moves", d.usurper)
 	}
-	d.status.mu.Lock()
-	d.status.snapshot, d.status.vips, d.status.faults = s, vips, faults
-	d.status.mu.Unlock()
+	return faults
 }
 
-// report writes the node's status key when it has changed.
+// report writes the node's status key: when what it does has changed, and now
+// and then its counters.
 func (a *Agent) report(ctx context.Context) error {
 	ticker := time.NewTicker(reportInterval)
 	defer ticker.Stop()
-	last := &medwayv1.Status{}
+	var last, lastCounted *medwayv1.Status
+	var at time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-ticker.C:
 		}
-		if !a.keeper.Fresh() {
+		now := a.statusNow()
+		if now == nil || !a.keeper.Fresh() {
 			continue
 		}
-		now := a.statusNow(ctx)
-		if now == nil || proto.Equal(now, last) {
+		plain := significant(now)
+		same := proto.Equal(plain, last)
+		if same && time.Since(at) < countInterval {
 			continue
 		}
-		written := proto.Clone(now).(*medwayv1.Status)
-		written.Updated = time.Now().UTC().Format(time.RFC3339)
-		timeout, cancel := context.WithTimeout(ctx, writeTimeout)
-		_, _, err := a.store.Commit(timeout, nil, []store.Put{{
-			Key: state.StatusPrefix + a.self.Name, Value: state.Encode(written),
-		}}, nil)
-		cancel()
-		if err != nil {
+		a.count(ctx, now)
+		if same && proto.Equal(now, lastCounted) {
+			at = time.Now()
+			continue
+		}
+		if err := a.writeStatus(ctx, now); err != nil {
 			a.log.Debug("can't write the status", zap.Error(err))
 			continue
 		}
-		last = now
+		last, lastCounted, at = plain, now, time.Now()
 	}
 }
 
-func (a *Agent) statusNow(ctx context.Context) *medwayv1.Status {
+func (a *Agent) writeStatus(ctx context.Context, now *medwayv1.Status) error {
+	written := proto.Clone(now).(*medwayv1.Status)
+	written.Updated = time.Now().UTC().Format(time.RFC3339)
+	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+	defer cancel()
+	_, _, err := a.store.Commit(ctx, nil, []store.Put{{
+		Key: state.StatusPrefix + a.self.Name, Value: state.Encode(written),
+	}}, nil)
+	return err
+}
+
+// significant is a status without what changes all the time.
+func significant(s *medwayv1.Status) *medwayv1.Status {
+	out := proto.Clone(s).(*medwayv1.Status)
+	out.Revision = 0
+	return out
+}
+
+// statusNow is the node's status without the counters; nil while nothing is known.
+func (a *Agent) statusNow() *medwayv1.Status {
 	a.status.mu.Lock()
-	snapshot, vips, faults := a.status.snapshot, a.status.vips, slices.Clone(a.status.faults)
-	a.status.mu.Unlock()
-	if snapshot == nil {
+	defer a.status.mu.Unlock()
+	if a.status.node == nil {
 		return nil
 	}
-	out := &medwayv1.Status{Node: a.self.Name, Site: a.self.Site, Version: Version()}
-	counts, err := a.kernel.connections(ctx)
-	if err != nil {
-		faults = append(faults, &medwayv1.Fault{Subject: "ipvs", Reason: err.Error()})
-	}
-	for _, v := range vips {
-		v := proto.Clone(v).(*medwayv1.VIPStatus)
-		for _, address := range snapshot.VIPs[v.Vip].Addresses {
-			v.ActiveConnections += counts[address].active
-			v.InactiveConnections += counts[address].inactive
-		}
-		out.Vips = append(out.Vips, v)
-	}
+	out := proto.Clone(a.status.node).(*medwayv1.Status)
 	for _, s := range a.speaker.Sessions() {
 		out.Sessions = append(out.Sessions, &medwayv1.Session{
 			Neighbor: s.Neighbor.String(), Established: s.Established,
@@ -138,11 +181,27 @@ func (a *Agent) statusNow(ctx context.Context) *medwayv1.Status {
 		})
 	}
 	for _, trouble := range a.store.Troubles() {
-		faults = append(faults, &medwayv1.Fault{Subject: "etcd", Reason: trouble})
+		out.Faults = append(out.Faults, &medwayv1.Fault{Subject: "etcd", Reason: trouble})
 	}
-	out.Faults = faults
 	out.Drift = a.drift.status()
 	return out
+}
+
+// count fills in the connections of every VIP.
+func (a *Agent) count(ctx context.Context, s *medwayv1.Status) {
+	a.status.mu.Lock()
+	addresses := a.status.addresses // never changed, only replaced
+	a.status.mu.Unlock()
+	counts, err := a.kernel.connections(ctx)
+	if err != nil {
+		s.Faults = append(s.Faults, &medwayv1.Fault{Subject: "ipvs", Reason: err.Error()})
+	}
+	for _, v := range s.Vips {
+		for _, address := range addresses[v.Vip] {
+			v.ActiveConnections += counts[address].active
+			v.InactiveConnections += counts[address].inactive
+		}
+	}
 }
 
 // alive is the value of the node's alive key.

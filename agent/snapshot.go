@@ -4,40 +4,41 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"time"
 
 	"go.uber.org/zap"
 
+	"github.com/medway-lb/medway/pkg/plan"
 	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
 )
 
-// diskAfter is how long a starting agent waits for etcd before it takes the
-// snapshot on its disk.
-const diskAfter = 5 * time.Second
+// saveInterval is how old the snapshot on disk may become.
+const saveInterval = 5 * time.Second
 
 func (a *Agent) snapshotFile() string { return filepath.Join(a.config.StateDir, "snapshot") }
 
-// keepSnapshot loads the snapshot on disk where etcd can't be reached at the
-// start, and keeps it up to date after.
+// damagedFile is where a snapshot goes that can't be used, for a person to look at.
+func (a *Agent) damagedFile() string { return a.snapshotFile() + ".damaged" }
+
+// keepSnapshot loads the snapshot on disk where etcd can't be reached within a
+// lease's TTL of the start, and keeps it up to date after.
 func (a *Agent) keepSnapshot(ctx context.Context) error {
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(diskAfter):
-		a.loadSnapshot()
-	}
-	ticker := time.NewTicker(diskAfter)
+	ticker := time.NewTicker(min(saveInterval, a.config.LeaseTTL))
 	defer ticker.Stop()
-	var saved int64
+	waited := time.After(a.config.LeaseTTL)
+	var saved savedAs
 	for {
-		saved = a.saveSnapshot(saved)
 		select {
 		case <-ctx.Done():
 			a.saveSnapshot(saved)
 			return ctx.Err()
+		case <-waited:
+			a.loadSnapshot()
 		case <-ticker.C:
+			saved = a.saveSnapshot(saved)
 		}
 	}
 }
@@ -46,23 +47,38 @@ func (a *Agent) keepSnapshot(ctx context.Context) error {
 // malformed in etcd at the start does not mean that there is none (R12). Claims
 // are left out: an old one says nothing of what its node may announce now.
 func (a *Agent) preload() {
-	s, err := store.LoadSnapshot(a.snapshotFile())
-	if err != nil {
-		if !errors.Is(err, fs.ErrNotExist) {
-			a.log.Error("the snapshot on disk is not used", zap.Error(err))
-		}
-		return
-	}
+	s, err := store.LoadSnapshot(a.snapshotFile(), a.self.Name)
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if err != nil {
+		a.refuseSnapshot(err)
+		return
+	}
 	for _, e := range s.Entries {
 		if k, err := state.ParseKey(e.Key); err == nil && k.Kind != state.KindClaim {
 			a.cache.Put(e.Key, e.Value, e.ModRevision, 0)
 		}
 	}
 	a.cache.SetRevision(s.Revision)
-	a.cache.Snapshot() // which remembers the targets that are good
-	a.saved = s.Saved
+	known := a.cache.Snapshot() // which also settles what is in force
+	a.before = map[string]state.VIP{}
+	for _, vip := range plan.VIPs(known, a.self) {
+		a.before[vip] = known.VIPs[vip]
+	}
+	a.disk, a.cluster = &s, s.Cluster
+}
+
+// refuseSnapshot puts a snapshot that can't be used aside, so that the next save
+// does not destroy what a person may want to look at. Caller holds a.mu.
+func (a *Agent) refuseSnapshot(err error) {
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	a.unusable = err
+	a.log.Error("the snapshot on disk is not used", zap.Error(err), zap.String("kept", a.damagedFile()))
+	if err := os.Rename(a.snapshotFile(), a.damagedFile()); err != nil {
+		a.log.Error("can't put the snapshot aside", zap.Error(err))
+	}
 }
 
 // loadSnapshot goes to work with what preload found, where etcd can't be reached.
@@ -72,32 +88,40 @@ func (a *Agent) loadSnapshot() {
 	if a.loaded != nowhere {
 		return
 	}
-	if a.saved.IsZero() {
+	if a.disk == nil {
 		a.log.Warn("etcd can't be reached, and there is no snapshot on disk: waiting for etcd")
 		return
 	}
 	a.loaded = disk
-	a.log.Warn("etcd can't be reached: using the snapshot on disk", zap.Time("saved", a.saved), zap.Int64("revision", a.cache.Revision()))
+	a.log.Warn("etcd can't be reached: using the snapshot on disk", zap.Time("saved", a.disk.Saved),
+		zap.Duration("age", time.Since(a.disk.Saved).Round(time.Second)), zap.Int64("revision", a.disk.Revision))
 	poke(a.wake)
 }
 
-// saveSnapshot writes the last good values to disk unless the revision is that
-// of the last save; it returns the revision that the disk now holds.
-func (a *Agent) saveSnapshot(saved int64) int64 {
+// savedAs says what the disk holds.
+type savedAs struct {
+	stores   int
+	revision int64
+}
+
+// saveSnapshot writes the last good values to disk unless they are there.
+func (a *Agent) saveSnapshot(saved savedAs) savedAs {
 	a.mu.Lock()
-	s := store.Snapshot{Revision: a.cache.Revision()}
-	if a.loaded == etcd && s.Revision != saved {
+	now := savedAs{a.stores, a.cache.Revision()}
+	s := store.Snapshot{Node: a.self.Name, Revision: now.revision, Cluster: a.cluster}
+	due := a.loaded == etcd && now != saved
+	if due {
 		a.cache.Each(func(key string, value []byte, revision, lease int64) {
 			s.Entries = append(s.Entries, store.Entry{Key: key, Value: value, ModRevision: revision, Lease: lease})
 		})
 	}
 	a.mu.Unlock()
-	if s.Entries == nil {
+	if !due {
 		return saved
 	}
 	if err := store.SaveSnapshot(a.snapshotFile(), s); err != nil {
 		a.log.Warn("can't save the snapshot", zap.Error(err))
 		return saved
 	}
-	return s.Revision
+	return now
 }

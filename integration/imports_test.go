@@ -36,8 +36,9 @@ var mayImport = map[string][]string{
 	"agent/internal/ipvs":        {"pkg/plan", "pkg/reconcile"},
 	"agent/internal/bgp":         {"pkg/plan"},
 	"agent/internal/lease":       {"pkg/plan", "pkg/store"},
+	"agent/internal/local":       {"pkg/state", "proto/..."},
 	"agent/internal/link/nstest": {},
-	"agent/cmd/medway-agent":     {"agent"},
+	"agent/cmd/medway-agent":     {"agent", "agent/internal/local"},
 
 	"coordinator/cmd/medwayctl": {"coordinator", "proto/..."},
 

@@ -59,5 +59,6 @@ func (v view) finish(m *Memory, d *Decision) {
 	}
 	d.RoutesGone = true
 	d.Done = v.Fresh && v.claim.MED == state.NoMED && !v.claim.Malformed && !m.Pending &&
+		m.WrittenRevision <= v.Snapshot.Revision &&
 		!(v.leased && v.owner.Node == v.Self.Name)
 }

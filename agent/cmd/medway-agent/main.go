@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"github.com/medway-lb/medway/agent"
+	"github.com/medway-lb/medway/agent/internal/local"
 )
 
 func main() {
@@ -23,6 +24,10 @@ func main() {
 	stop()
 	if errors.Is(err, errChanges) {
 		os.Exit(2)
+	}
+	if errors.Is(err, local.ErrNotRunning) {
+		fmt.Fprintln(os.Stderr, "medway-agent:", err)
+		os.Exit(exitNotRunning)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "medway-agent:", err)
@@ -38,7 +43,7 @@ func command() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(run(), planned())
+	root.AddCommand(run(), planned(), status(), withdraw(), resume(), accept())
 	return root
 }
 

@@ -1,0 +1,186 @@
+package agent
+
+import (
+	"maps"
+	"net/netip"
+	"reflect"
+	"slices"
+	"time"
+
+	"github.com/medway-lb/medway/pkg/plan"
+	"github.com/medway-lb/medway/pkg/state"
+)
+
+// notInPlan is why a VIP is withdrawn that this node no longer serves.
+const notInPlan = "not in the plan of this node any more"
+
+// flushPoll is how often the loop looks whether routers have taken a withdrawal.
+const flushPoll = 200 * time.Millisecond
+
+// takedown is what has left the plan and is taken down in order: the routes
+// first, and the kernel's part once no router has them any more.
+type takedown struct {
+	// serving are the VIPs of the last plan.
+	serving map[string]state.VIP
+	// leaving are the VIPs that left the plan, as they were last, of which routes,
+	// a claim or an ownership are still there.
+	leaving map[string]state.VIP
+	// lingering are the addresses that left the plan and are still in the kernel.
+	lingering map[netip.Addr]*lingering
+}
+
+type lingering struct {
+	name string
+	vip  state.VIP // as it was when it had the address
+	// since is when no router was known to have a route to it any more.
+	since time.Time
+}
+
+func newTakedown() takedown {
+	return takedown{
+		serving: map[string]state.VIP{}, leaving: map[string]state.VIP{}, lingering: map[netip.Addr]*lingering{},
+	}
+}
+
+// remember takes the VIPs of the snapshot on disk for those of the last plan:
+// one that left it while no agent ran is in the kernel, and with routers that
+// keep routes over a restart.
+func (d *decider) remember() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.before != nil {
+		d.serving = d.before
+	}
+}
+
+// follow notes what has left the plan and what has come back.
+func (t *takedown) follow(served map[string]state.VIP) (left []string) {
+	addresses := map[netip.Addr]bool{}
+	for vip, v := range served {
+		delete(t.leaving, vip)
+		for _, a := range v.Addresses {
+			addresses[a] = true
+			delete(t.lingering, a)
+		}
+	}
+	for vip, v := range t.serving {
+		if _, ok := served[vip]; !ok {
+			t.leaving[vip] = v
+			left = append(left, vip)
+		}
+		for _, a := range v.Addresses {
+			if !addresses[a] {
+				t.lingering[a] = &lingering{name: vip, vip: v}
+			}
+		}
+	}
+	t.serving = served
+	return left
+}
+
+// letGo drops the addresses that no router has had a route to for a settle delay.
+func (d *decider) letGo(in plan.Input, next *time.Time) {
+	for address, l := range d.lingering {
+		if d.announced[address] || !in.Flushed {
+			l.since = time.Time{}
+			*next = earlier(*next, in.Now.Add(flushPoll))
+			continue
+		}
+		if l.since.IsZero() {
+			l.since = in.Now
+		}
+		if end := l.since.Add(in.Snapshot.Settings.Settle); in.Now.Before(end) {
+			*next = earlier(*next, end)
+		} else {
+			delete(d.lingering, address)
+		}
+	}
+}
+
+// planKernel hands the kernel's plan over where it has changed.
+func (d *decider) planKernel(in plan.Input, next *time.Time) {
+	s := in.Snapshot
+	served := map[string]state.VIP{}
+	for _, vip := range plan.VIPs(s, d.self) {
+		served[vip] = s.VIPs[vip]
+	}
+	for _, vip := range d.follow(served) {
+		d.log.Info(vip + ": " + notInPlan)
+	}
+	d.letGo(in, next)
+	with := *s
+	if len(d.lingering) > 0 {
+		with.VIPs = maps.Clone(s.VIPs)
+		for address, l := range d.lingering {
+			name := l.name + " (leaving)" // no key can bear it
+			v, ok := with.VIPs[name]
+			if !ok {
+				v = l.vip
+				v.Addresses = nil
+			}
+			v.Addresses = append(v.Addresses, address)
+			slices.SortFunc(v.Addresses, netip.Addr.Compare)
+			with.VIPs[name] = v
+		}
+	}
+	host := plan.KernelOf(&with, d.self)
+	resync := s.Settings.ResyncInterval
+	if d.host != nil && d.resync == resync && reflect.DeepEqual(*d.host, host) {
+		return
+	}
+	d.host, d.resync = &host, resync
+	d.mu.Lock()
+	d.wanted = &wanted{host: host, resync: resync}
+	d.mu.Unlock()
+	poke(d.replan)
+}
+
+// concerns are the VIPs to decide on, sorted: those of the plan, and those that
+// leave it. A claim or an ownership that a former process of this node has left
+// behind is among the latter: the rightful node would stay on force, and no
+// other node of the site could become the owner.
+func (d *decider) concerns(s *state.Snapshot, fresh bool) []string {
+	if fresh {
+		for k, claim := range s.Claims {
+			if k.Node == d.self.Name && (claim.MED != state.NoMED || claim.Malformed) {
+				d.leftBehind(s, k.VIP)
+			}
+		}
+		for k := range s.Owners {
+			if owner, ok := s.Owner(k.Site, k.VIP); ok && k.Site == d.self.Site && owner.Node == d.self.Name {
+				d.leftBehind(s, k.VIP)
+			}
+		}
+	}
+	names := slices.AppendSeq(plan.VIPs(s, d.self), maps.Keys(d.leaving))
+	slices.Sort(names)
+	return names
+}
+
+func (d *decider) leftBehind(s *state.Snapshot, vip string) {
+	_, leaves := d.leaving[vip]
+	if leaves || plan.Serves(s, d.self, vip) {
+		return
+	}
+	d.leaving[vip] = s.VIPs[vip]
+}
+
+// withLeaving is a snapshot in which the VIPs that leave are as they were last.
+func (d *decider) withLeaving(s *state.Snapshot) *state.Snapshot {
+	if len(d.leaving) == 0 {
+		return s
+	}
+	with := *s
+	with.VIPs = maps.Clone(s.VIPs)
+	maps.Copy(with.VIPs, d.leaving)
+	return &with
+}
+
+// forget ends the work on a VIP that has left the plan.
+func (d *decider) forget(vip string) {
+	d.log.Info(vip + ": no route and no claim is left")
+	delete(d.leaving, vip)
+	delete(d.memory, vip)
+	delete(d.decisions, vip)
+	delete(d.candidacies, vip)
+}
