@@ -1,0 +1,110 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/medway-lb/medway/agent/internal/local"
+)
+
+// node stands in for a running agent with the VIPs sip-1, announced, and sip-2,
+// withdrawn.
+type node struct{}
+
+func (node) Status(context.Context) (local.Status, error) {
+	return local.Status{
+		Node: []byte(`{"node":"dc1-lvs-a","site":"dc1"}`), VIPs: []string{"sip-1", "sip-2"},
+		Snapshot: local.Snapshot{Source: local.FromEtcd}, Withdrawn: []local.Withdrawal{{VIP: "sip-2"}},
+	}, nil
+}
+
+func (node) Withdraw(o local.Order) (string, error) {
+	if !strings.HasPrefix(o.VIP, "sip") {
+		return "", errors.New("no such VIP")
+	}
+	return strings.Trim(strings.Join([]string{o.VIP, "withdrawn", o.Reason}, " "), " "), nil
+}
+
+func (node) Resume(vip string) (string, error) { return vip + ": resumed", nil }
+func (node) Accept() (string, error)           { return "taken", nil }
+
+// started returns the agent's file, which says where a running one listens.
+func started(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	l, err := local.Listen(filepath.Join(dir, "agent.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- local.Serve(ctx, l, node{}) }()
+	t.Cleanup(func() { cancel(); <-ended })
+	file := filepath.Join(dir, "agent.yaml")
+	if err := os.WriteFile(file, []byte("state_dir: "+dir+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+func execute(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	var out strings.Builder
+	cmd := command()
+	cmd.SetOut(&out)
+	cmd.SetErr(&out)
+	cmd.SetArgs(args)
+	err := cmd.ExecuteContext(t.Context())
+	return out.String(), err
+}
+
+func TestCommandsOnTheSocket(t *testing.T) {
+	file := started(t)
+	for _, test := range []struct {
+		args      []string
+		out, fail string
+	}{
+		{[]string{"status"}, "dc1-lvs-a", ""},
+		{[]string{"status", "-o", "json"}, `"source": "etcd"`, ""},
+		{[]string{"status", "-o", "yaml"}, "", `flag --output: value "yaml": expected text or json`},
+		{[]string{"withdraw", "sip-1", "--reason", "upgrade"}, "sip-1 withdrawn upgrade\nsip-1: no route is announced\n", ""},
+		{[]string{"withdraw", "web"}, "", "no such VIP"},
+		{[]string{"withdraw"}, "", "accepts 1 arg"},
+		{[]string{"resume", "sip-2"}, "sip-2: resumed\n", ""},
+		{[]string{"accept"}, "taken\n", ""},
+		{[]string{"__complete", "withdraw", "s"}, "sip-1\nsip-2\n", ""},
+		{[]string{"__complete", "resume", ""}, "sip-2\n", ""},
+	} {
+		args := append([]string{}, test.args...)
+		if args[0] == "__complete" {
+			args = append(args[:2:2], "--config", file, args[2])
+		} else {
+			args = append(args, "--config", file)
+		}
+		out, err := execute(t, args...)
+		switch {
+		case test.fail == "" && err != nil, test.fail != "" && (err == nil || !strings.Contains(err.Error(), test.fail)):
+			t.Errorf("%q: %v, expected %q", test.args, err, test.fail)
+		case !strings.Contains(out, test.out):
+			t.Errorf("%q: %q, expected %q", test.args, out, test.out)
+		case strings.Contains(test.out, "sip-2\n") && test.args[1] == "resume" && strings.Contains(out, "sip-1"):
+			t.Errorf("%q: offers what is not withdrawn: %q", test.args, out)
+		}
+	}
+}
+
+func TestNoAgentRuns(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "agent.sock")
+	for _, args := range [][]string{{"status"}, {"withdraw", "v"}, {"resume", "v"}, {"accept"}} {
+		if _, err := execute(t, append(args, "--socket", path)...); !errors.Is(err, local.ErrNotRunning) {
+			t.Errorf("%q: %v", args, err)
+		}
+	}
+	if _, err := execute(t, "status", "--config", path); err == nil || !strings.Contains(err.Error(), "--socket") {
+		t.Errorf("%v", err)
+	}
+}

@@ -1,0 +1,184 @@
+package agent
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/medway-lb/medway/pkg/store"
+)
+
+// TestAStartWithoutEtcdServesFromDisk, above the line, and moves to etcd when it
+// comes back.
+func TestAStartWithoutEtcdServesFromDisk(t *testing.T) {
+	n := newActive(t)
+	n.claims(claim100)
+	n.stop()
+	if st, err := os.Stat(n.agent.snapshotFile()); err != nil || st.Mode() != 0o600 {
+		t.Errorf("the snapshot's mode: %v %v", st, err)
+	}
+	n.etcd.kill()
+	n.restart()
+	n.announces("203.0.113.10/32 110")
+	eventually(t, "says what it acts on", func() bool { return n.status().FromDisk != "" })
+	if s := n.agent.source(); s.Source != "disk" || s.Saved == nil || s.Fresh || s.Revision == 0 {
+		t.Errorf("%+v", s)
+	}
+	n.stays("nothing moves", func() bool { return n.speaker.routes() == "203.0.113.10/32 110" })
+
+	n.etcd.start(t)
+	n.announces("203.0.113.10/32 100")
+	n.claims(claim100)
+	eventually(t, "acts on etcd", func() bool { return n.status().FromDisk == "" && n.agent.source().Fresh })
+	eventually(t, "the status is written", func() bool {
+		return strings.Contains(string(n.get("/medway/status/dc1-lvs-a").Value), `"role":"active"`)
+	})
+}
+
+func TestARunningAgentStaysWithoutEtcd(t *testing.T) {
+	n := newActive(t)
+	n.etcd.kill()
+	eventually(t, "not fresh", func() bool { return strings.Contains(n.vip().Reason, "etcd can't be reached") })
+	n.stays("nothing moves", func() bool { return n.speaker.routes() == "203.0.113.10/32 100" })
+	n.etcd.start(t)
+	eventually(t, "fresh", func() bool { return n.vip().Reason == "owner in the target site" })
+}
+
+// TestAnUnusableSnapshotIsPutAsideAndSaid, and the agent goes on with etcd.
+func TestAnUnusableSnapshotIsPutAsideAndSaid(t *testing.T) {
+	n := newNode(t)
+	path := filepath.Join(n.config.StateDir, "snapshot")
+	if err := store.SaveSnapshot(path, store.Snapshot{Node: "dc1-lvs-a", Revision: 1}); err != nil {
+		t.Fatal(err)
+	}
+	good, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		name, reason string
+		text         []byte
+	}{
+		{"damaged", "checksum", bytes.Replace(good, []byte("dc1"), []byte("dc2"), 1)},
+		{"cut short", "checksum", good[:len(good)-10]},
+		{"empty", "does not start with", nil},
+		{"of a later format", "another version", bytes.Replace(good, []byte("/1 "), []byte("/2 "), 1)},
+	} {
+		if err := os.WriteFile(path, test.text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		n.fakes = newFakes()
+		n.run()
+		n.announces("203.0.113.10/32 100")
+		if !n.fault("snapshot", test.reason) {
+			t.Errorf("%s: not shown: %v", test.name, n.status().Faults)
+		}
+		if kept, err := os.ReadFile(path + ".damaged"); err != nil || !bytes.Equal(kept, test.text) {
+			t.Errorf("%s: not kept: %q %v", test.name, kept, err)
+		}
+		n.stop()
+		if _, err := store.LoadSnapshot(path, "dc1-lvs-a"); err != nil {
+			t.Errorf("%s: no good one after: %v", test.name, err)
+		}
+	}
+
+	// That of another node, as on a cloned disk; without etcd it is not used either.
+	if err := store.SaveSnapshot(path, store.Snapshot{Node: "dc1-lvs-b", Revision: 1}); err != nil {
+		t.Fatal(err)
+	}
+	n.etcd.kill()
+	n.fakes = newFakes()
+	n.run()
+	eventually(t, "put aside", func() bool { _, err := os.Stat(path + ".damaged"); return err == nil && n.agent.view().unusable != nil })
+	if v := n.agent.view(); v.from != nowhere || !strings.Contains(v.unusable.Error(), "dc1-lvs-b") {
+		t.Errorf("%+v", v)
+	}
+}
+
+// replaceEtcd puts an etcd with other data in the place of the one that is there.
+func (n *node) replaceEtcd() {
+	n.t.Helper()
+	n.etcd.kill()
+	n.etcd.dir += "-other"
+	n.etcd.start(n.t)
+}
+
+// TestAStrangeStoreIsNotTaken: an emptied etcd takes nothing down, at a restart
+// neither; until a person accepts it.
+func TestAStrangeStoreIsNotTaken(t *testing.T) {
+	n := newActive(t)
+	n.claims(claim100)
+	n.replaceEtcd()
+	eventually(t, "said", func() bool { return n.fault("etcd", "medway-agent accept") })
+	n.stays("nothing moves", func() bool {
+		return n.speaker.routes() == "203.0.113.10/32 100" && n.kernel.addresses() == "203.0.113.10"
+	})
+	eventually(t, "said in etcd too", func() bool {
+		return strings.Contains(string(n.get("/medway/status/dc1-lvs-a").Value), "medway-agent accept")
+	})
+
+	n.restart()
+	eventually(t, "said", func() bool { return n.fault("etcd", "medway-agent accept") })
+	n.announces("203.0.113.10/32 110") // from its disk, so above the line
+	n.stays("nothing moves", func() bool {
+		return n.speaker.routes() == "203.0.113.10/32 110" && n.kernel.addresses() == "203.0.113.10"
+	})
+	if got := n.get("nodes/dc1-lvs-a").ModRevision; got != 0 {
+		t.Error("wrote into a store that is not accepted")
+	}
+	if n.status().FromDisk == "" || n.agent.source().NotTaken == "" {
+		t.Errorf("%v %+v", n.status(), n.agent.source())
+	}
+
+	// An operator loads the intent again, and has it taken.
+	n.put("settings", settingsValue, "pools/sbc", poolValue, "backends/sbc/b1", backendValue,
+		"vips/v", vipValue("203.0.113.10"), "target_state/v", "dc1")
+	n.stays("nothing moves", func() bool { return n.speaker.routes() == "203.0.113.10/32 110" })
+	if !n.agent.accept() {
+		t.Fatal("nothing to accept")
+	}
+	n.announces("203.0.113.10/32 100")
+	n.claims(claim100)
+	if n.agent.accept() {
+		t.Error("accepted twice")
+	}
+	if n.fault("etcd", "") {
+		t.Error("the fault is still shown")
+	}
+}
+
+// TestAnAcceptedStoreGetsTheClaimAnew: the one that is announced under is missing
+// in it, and its revisions are behind those that this process has written at.
+func TestAnAcceptedStoreGetsTheClaimAnew(t *testing.T) {
+	n := newActive(t)
+	n.claims(claim100)
+	for range 20 { // so that the new store is behind
+		n.put("pools/other", poolValue)
+	}
+	n.replaceEtcd()
+	eventually(t, "said", func() bool { return n.fault("etcd", "medway-agent accept") })
+	n.put("settings", settingsValue, "pools/sbc", poolValue, "backends/sbc/b1", backendValue,
+		"vips/v", vipValue("203.0.113.10"), "target_state/v", "dc1", "claims/dc1-lvs-a/v", claimNone)
+	n.agent.accept()
+	n.claims(claim100)
+	eventually(t, "owner", func() bool { return n.vip().Reason == "owner in the target site" })
+	n.announces("203.0.113.10/32 100")
+	// It is not stuck: it follows the target and claims again.
+	n.put("target_state/v", "dc2")
+	eventually(t, "leaves", func() bool { return n.vip().Role == "leaving" })
+}
+
+// TestAStoreThatWentOnIsTaken after a restart, whatever was deleted in it.
+func TestAStoreThatWentOnIsTaken(t *testing.T) {
+	n := newActive(t)
+	n.stop()
+	n.put("vips/w", vipValue("203.0.113.11"), "target_state/w", "dc1")
+	n.delete("vips/v", "target_state/v")
+	n.restart()
+	n.announces("203.0.113.11/32 100")
+	if n.fault("etcd", "") {
+		t.Errorf("%v", n.status().Faults)
+	}
+}

@@ -1,0 +1,197 @@
+package agent
+
+import (
+	"encoding/json"
+	"errors"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/medway-lb/medway/agent/internal/local"
+)
+
+func (n *node) socket() *local.Client { return local.NewClient(n.config.socket()) }
+
+func (n *node) local() local.Status {
+	n.t.Helper()
+	s, err := n.socket().Status(n.t.Context())
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return s
+}
+
+// TestWithdrawAndResume: a farewell, then no route; the kernel keeps its part;
+// another node of the site may take over; and it outlives a restart.
+func TestWithdrawAndResume(t *testing.T) {
+	n := newActive(t)
+	n.claims(claim100)
+	from := n.journal.len()
+	done, err := n.socket().Withdraw(t.Context(), local.Order{VIP: "v", Reason: "a new kernel"})
+	if err != nil || done != "v: withdrawn" {
+		t.Fatalf("%q %v", done, err)
+	}
+	if err := n.socket().AwaitWithdrawn(t.Context(), "v"); err != nil {
+		t.Fatal(err)
+	}
+	n.announces("")
+	if got := n.journal.since(from); !slices.Equal(got, []string{"announce: 203.0.113.10/32 900 shutdown", "announce: "}) {
+		t.Errorf("%q", got)
+	}
+	n.claims(claimNone)
+	eventually(t, "gives the ownership up", func() bool { return n.get("owners/dc1/v").ModRevision == 0 })
+	eventually(t, "shown in etcd", func() bool {
+		text := string(n.get("/medway/status/dc1-lvs-a").Value)
+		return strings.Contains(text, `"role":"withdrawn"`) && strings.Contains(text, "a new kernel")
+	})
+	if v := n.vip(); v.Med != nil || !strings.HasPrefix(v.Reason, "by hand since 20") {
+		t.Errorf("%v", v)
+	}
+	n.stays("the kernel keeps its part, and nobody owns", func() bool {
+		return n.kernel.addresses() == "203.0.113.10" && n.get("owners/dc1/v").ModRevision == 0
+	})
+
+	// Another node of the site takes over.
+	other := newFakes()
+	run(t, testConfig(t, "dc1-lvs-b", "dc1", n.etcd.client), other.host())
+	eventually(t, "the other is active", func() bool { return other.speaker.routes() == "203.0.113.10/32 100" })
+
+	n.restart()
+	eventually(t, "started", n.speaker.isStarted)
+	eventually(t, "withdrawn", func() bool { return n.vip().Role == "withdrawn" && strings.Contains(n.vip().Reason, "a new kernel") })
+	n.stays("withdrawn after a restart", func() bool { return n.speaker.routes() == "" })
+	if s := n.local(); !s.IsWithdrawn("v") || s.Announces("v") || s.Withdrawn[0].Reason != "a new kernel" || s.Withdrawn[0].Since.IsZero() {
+		t.Errorf("%+v", s)
+	}
+
+	if done, err := n.socket().Resume(t.Context(), "v"); err != nil || done != "v: resumed" {
+		t.Errorf("%q %v", done, err)
+	}
+	n.announces("203.0.113.10/32 110")
+	if done, err := n.socket().Resume(t.Context(), "v"); err != nil || done != "v: is not withdrawn" {
+		t.Errorf("%q %v", done, err)
+	}
+	n.restart()
+	n.announces("203.0.113.10/32 110")
+}
+
+func TestWithdrawWithoutEtcd(t *testing.T) {
+	n := newActive(t)
+	n.etcd.kill()
+	eventually(t, "not fresh", func() bool { return strings.Contains(n.vip().Reason, "etcd can't be reached") })
+	from := n.journal.len()
+	if _, err := n.socket().Withdraw(t.Context(), local.Order{VIP: "v", Now: true}); err != nil {
+		t.Fatal(err)
+	}
+	n.announces("")
+	if got := n.journal.since(from); !slices.Equal(got, []string{"announce: "}) {
+		t.Errorf("%q, expected no farewell", got)
+	}
+	// Once etcd is back the rest follows.
+	n.etcd.start(t)
+	n.claims(claimNone)
+	if _, err := n.socket().Resume(t.Context(), "v"); err != nil {
+		t.Fatal(err)
+	}
+	n.announces("203.0.113.10/32 100")
+}
+
+func TestOrdersThatAreRefused(t *testing.T) {
+	n := newActive(t)
+	for _, do := range []func() (string, error){
+		func() (string, error) { return n.socket().Withdraw(t.Context(), local.Order{VIP: "w"}) },
+		func() (string, error) { return n.socket().Resume(t.Context(), "w") },
+	} {
+		if done, err := do(); done != "" || err == nil || err.Error() != `VIP "w": expected one of this node's, ["v"]` {
+			t.Errorf("%q %v", done, err)
+		}
+	}
+	if _, err := n.socket().Withdraw(t.Context(), local.Order{VIP: "v", Reason: "first"}); err != nil {
+		t.Fatal(err)
+	}
+	if done, err := n.socket().Withdraw(t.Context(), local.Order{VIP: "v"}); err != nil || !strings.Contains(done, "was withdrawn already, by hand since") {
+		t.Errorf("%q %v", done, err)
+	}
+	if w := n.local().Withdrawn; len(w) != 1 || w[0].Reason != "first" {
+		t.Errorf("%+v", w)
+	}
+	if done, err := n.socket().Accept(t.Context()); err != nil || !strings.Contains(done, "nothing to accept") {
+		t.Errorf("%q %v", done, err)
+	}
+
+	// A VIP that has left the plan since can be resumed all the same.
+	n.delete("vips/v")
+	eventually(t, "out of the plan", func() bool { return len(n.status().Vips) == 0 })
+	if done, err := n.socket().Resume(t.Context(), "v"); err != nil || done != "v: resumed" {
+		t.Errorf("%q %v", done, err)
+	}
+	if _, err := n.socket().Withdraw(t.Context(), local.Order{VIP: "v"}); err == nil || err.Error() != `VIP "v": this node serves none` {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestAWithdrawalThatCantBeKeptIsInForce: a full disk must not keep a VIP announced.
+func TestAWithdrawalThatCantBeKeptIsInForce(t *testing.T) {
+	n := newActive(t)
+	if err := os.Mkdir(filepath.Join(n.config.StateDir, "withdrawn.json"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	done, err := n.socket().Withdraw(t.Context(), local.Order{VIP: "v"})
+	if done != "v: withdrawn" || err == nil || !strings.Contains(err.Error(), "can't be kept for the next start") {
+		t.Errorf("%q %v", done, err)
+	}
+	n.announces("")
+}
+
+func TestDamagedWithdrawalsAreSaid(t *testing.T) {
+	n := newNode(t)
+	file := filepath.Join(n.config.StateDir, "withdrawn.json")
+	if err := os.WriteFile(file, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n.run()
+	n.announces("203.0.113.10/32 100")
+	if !n.fault("withdrawals", "could not be read") {
+		t.Errorf("%v", n.status().Faults)
+	}
+	if text, err := os.ReadFile(file + ".damaged"); err != nil || string(text) != "{" {
+		t.Errorf("not kept: %q %v", text, err)
+	}
+}
+
+func TestTheLocalStatus(t *testing.T) {
+	n := newActive(t)
+	n.kernel.set(func(k *fakeKernel) { k.conns[netip.MustParseAddr("203.0.113.10")] = connections{active: 7} })
+	s := n.local()
+	var node struct {
+		Node string
+		VIPs []struct {
+			VIP    string
+			Role   string
+			MED    uint32 `json:"med"`
+			Active string `json:"active_connections"`
+		} `json:"vips"`
+	}
+	if err := json.Unmarshal(s.Node, &node); err != nil {
+		t.Fatal(err)
+	}
+	if node.Node != "dc1-lvs-a" || len(node.VIPs) != 1 || node.VIPs[0].Role != "active" || node.VIPs[0].MED != 100 || node.VIPs[0].Active != "7" {
+		t.Errorf("%s", s.Node)
+	}
+	if s.Snapshot.Source != "etcd" || !s.Snapshot.Fresh || s.Snapshot.Revision == 0 || s.Snapshot.Confirmed == nil || s.Snapshot.NotTaken != "" {
+		t.Errorf("%+v", s.Snapshot)
+	}
+	if len(s.Routes) != 1 || s.Routes[0].VIP != "v" || s.Routes[0].Prefix.String() != "203.0.113.10/32" || s.Routes[0].MED != 100 {
+		t.Errorf("%+v", s.Routes)
+	}
+	if info, err := os.Stat(n.config.socket()); err != nil || info.Mode() != os.ModeSocket|0o600 {
+		t.Errorf("%v %v", info.Mode(), err)
+	}
+	n.stop()
+	if _, err := n.socket().Status(t.Context()); !errors.Is(err, local.ErrNotRunning) {
+		t.Errorf("%v", err)
+	}
+}
