@@ -149,13 +149,15 @@ func TestADeletedVIPIsTakenDownInOrder(t *testing.T) {
 // TestAVIPOfAnotherGroupIsTakenDown, so that a node of the other group can own it.
 func TestAVIPOfAnotherGroupIsTakenDown(t *testing.T) {
 	n := newActive(t)
+	config := testConfig(t, "dc1-lvs-c", "dc1", n.etcd.client)
+	config.Group = "dc1-edge2"
+	config.Addresses.IPv4 = netip.MustParseAddr("192.0.2.13")
+	other := newFakes()
+	run(t, config, other.host())
+	eventually(t, "the other group has a node", func() bool { return n.get("nodes/dc1-lvs-c").ModRevision != 0 })
 	n.put("vips/v", strings.ReplaceAll(vipValue("203.0.113.10"), "dc1-edge1", "dc1-edge2"))
 	n.announces("")
 	n.claims(claimNone)
-	config := testConfig(t, "dc1-lvs-c", "dc1", n.etcd.client)
-	config.Group = "dc1-edge2"
-	other := newFakes()
-	run(t, config, other.host())
 	eventually(t, "the other group is active", func() bool { return other.speaker.routes() == "203.0.113.10/32 100" })
 }
 

@@ -387,7 +387,7 @@ func eventually(t testing.TB, what string, cond func() bool) {
 }
 
 // put writes keys below the prefix that agents watch, in one revision.
-func put(t testing.TB, c *store.Client, pairs ...string) int64 {
+func put(t testing.TB, c *store.Client, pairs ...string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
@@ -395,11 +395,9 @@ func put(t testing.TB, c *store.Client, pairs ...string) int64 {
 	for i := 0; i < len(pairs); i += 2 {
 		puts = append(puts, store.Put{Key: "/medway/v1/" + pairs[i], Value: []byte(pairs[i+1])})
 	}
-	ok, revision, err := c.Commit(ctx, nil, puts, nil)
-	if err != nil || !ok {
-		t.Fatalf("put %v: %v %v", pairs, ok, err)
+	if _, _, err := c.Commit(ctx, nil, puts, nil); err != nil {
+		t.Fatalf("put %v: %v", pairs, err)
 	}
-	return revision
 }
 
 // Values of keys, as an operator would put them.
@@ -449,7 +447,7 @@ func newActive(t *testing.T) *node {
 
 func (n *node) run() {
 	n.t.Helper()
-	n.agent, n.stop = run(n.t, n.config, n.fakes.host())
+	n.agent, n.stop = run(n.t, n.config, n.host())
 }
 
 // restart ends the agent in order and starts another on the same disk and kernel.
@@ -463,7 +461,7 @@ func (n *node) restart() {
 	n.run()
 }
 
-func (n *node) put(pairs ...string) int64 { n.t.Helper(); return put(n.t, n.client, pairs...) }
+func (n *node) put(pairs ...string) { n.t.Helper(); put(n.t, n.client, pairs...) }
 
 func (n *node) delete(keys ...string) {
 	n.t.Helper()

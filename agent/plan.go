@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/medway-lb/medway/agent/internal/local"
 	"github.com/medway-lb/medway/pkg/intent"
 	"github.com/medway-lb/medway/pkg/plan"
 	"github.com/medway-lb/medway/pkg/reconcile"
@@ -72,7 +73,7 @@ func Plan(ctx context.Context, c Config, from string, files []string, stdin io.R
 	if err := p.with(cache, objects); err != nil {
 		return nil, err
 	}
-	return p, p.look(ctx, cache.Snapshot(), c.self(), announcedNow)
+	return p, p.look(ctx, cache.Snapshot(), c.self(), c.announcedNow)
 }
 
 // with puts objects over what is stored, unless they would be refused there.
@@ -94,11 +95,31 @@ func (p *Preview) with(cache *state.Cache, objects []intent.Object) error {
 	return nil
 }
 
-// announced are the routes that the agent on this host announces now; none where
-// no agent runs.
-type announced func(context.Context) ([]plan.Announcement, error)
+// announced are the routes that the agent on this host announces now, and the
+// VIPs that a person has withdrawn; none where no agent runs.
+type announced func(context.Context) (routes []plan.Announcement, withdrawn []string, err error)
 
-func announcedNow(context.Context) ([]plan.Announcement, error) { return nil, nil }
+func (c Config) announcedNow(ctx context.Context) (routes []plan.Announcement, withdrawn []string, err error) {
+	s, err := local.NewClient(c.socket()).Status(ctx)
+	if errors.Is(err, local.ErrNotRunning) {
+		return nil, nil, nil
+	}
+	for _, r := range s.Routes {
+		a := plan.Announcement{Prefix: r.Prefix, MED: r.MED, Prepend: r.Prepend}
+		for _, text := range r.Communities {
+			var high, low uint32
+			if _, err := fmt.Sscanf(text, "%d:%d", &high, &low); err != nil {
+				return nil, nil, fmt.Errorf("community %q: %w", text, err)
+			}
+			a.Communities = append(a.Communities, high<<16|low)
+		}
+		routes = append(routes, a)
+	}
+	for _, w := range s.Withdrawn {
+		withdrawn = append(withdrawn, w.VIP)
+	}
+	return routes, withdrawn, err
+}
 
 // mayLook says in time what else the kernel would say with EPERM and less.
 func mayLook() error {
@@ -143,6 +164,9 @@ func (c Config) stored(ctx context.Context, from string) (*state.Cache, *Preview
 	return cache, &Preview{Source: FromDisk, Revision: disk.Revision, Saved: disk.Saved, Unreachable: unreachable}, nil
 }
 
+// listTimeout is how long Plan waits for etcd before it takes the disk.
+const listTimeout = 5 * time.Second
+
 // list brings all that etcd holds into the cache.
 func (c Config) list(ctx context.Context, cache *state.Cache) (int64, error) {
 	tls, err := c.Etcd.tls()
@@ -154,7 +178,7 @@ func (c Config) list(ctx context.Context, cache *state.Cache) (int64, error) {
 		return 0, err
 	}
 	defer client.Close()
-	ctx, cancel := context.WithTimeout(ctx, c.LeaseTTL)
+	ctx, cancel := context.WithTimeout(ctx, listTimeout)
 	defer cancel()
 	entries, revision, err := client.List(ctx, state.Prefix)
 	if err != nil {
@@ -189,11 +213,11 @@ func (p *Preview) look(ctx context.Context, s *state.Snapshot, self plan.Self, n
 	if err != nil {
 		return err
 	}
-	have, err := now(ctx)
+	have, withdrawn, err := now(ctx)
 	if err != nil {
 		return fmt.Errorf("ask the running agent: %w", err)
 	}
-	p.edits = append(p.edits, withRoutes(edits, announcementEdits(announcements(s, self, have), have))...)
+	p.edits = append(p.edits, withRoutes(edits, announcementEdits(announcements(s, self, have, withdrawn), have))...)
 	return nil
 }
 
@@ -211,13 +235,16 @@ func withRoutes(edits, routes []reconcile.Edit) []reconcile.Edit {
 // announced already stays: where it moves next is decided with the other nodes,
 // and not by this host's look at itself. What isn't announced yet gets the MED
 // of an agent that has just started.
-func announcements(s *state.Snapshot, self plan.Self, have []plan.Announcement) []plan.Announcement {
+func announcements(s *state.Snapshot, self plan.Self, have []plan.Announcement, withdrawn []string) []plan.Announcement {
 	meds := map[netip.Prefix]state.MED{}
 	for _, a := range have {
 		meds[a.Prefix] = state.MED(a.MED)
 	}
 	var out []plan.Announcement
 	for _, vip := range plan.VIPs(s, self) {
+		if slices.Contains(withdrawn, vip) {
+			continue
+		}
 		_, decision := plan.Decide(plan.Memory{}, plan.Input{
 			Snapshot: s, Self: self, Lease: -1, CanServe: plan.Equipped(s, vip), Now: time.Now(),
 		}, vip)

@@ -44,7 +44,7 @@ func planConfig(t *testing.T) Config {
 // save puts intent on the disk as a running agent does, but for the keys in without.
 func save(t *testing.T, c Config, without ...string) {
 	t.Helper()
-	s := store.Snapshot{Revision: 7}
+	s := store.Snapshot{Node: c.Node, Revision: 7}
 	for key, value := range stored {
 		if !slices.ContainsFunc(without, func(w string) bool { return strings.HasPrefix(key, w) }) {
 			s.Entries = append(s.Entries, store.Entry{Key: state.Prefix + key, Value: []byte(value), ModRevision: 5})
@@ -118,8 +118,8 @@ func TestKernelPlanPasted(t *testing.T) {
 			t.Fatal(err)
 		}
 		// An agent that announces what it should: there is no command for that.
-		announcing := func(context.Context) ([]plan.Announcement, error) {
-			return announcements(cache.Snapshot(), c.self(), nil), nil
+		announcing := func(context.Context) ([]plan.Announcement, []string, error) {
+			return announcements(cache.Snapshot(), c.self(), nil, nil), nil, nil
 		}
 		if err := p.look(t.Context(), cache.Snapshot(), c.self(), announcing); err != nil {
 			t.Fatal(err)

@@ -241,7 +241,7 @@ func TestPlannedAnnouncements(t *testing.T) {
 	vip1, vip2 := netip.MustParsePrefix("203.0.113.10/32"), netip.MustParsePrefix("203.0.113.11/32")
 	meds := func(have ...plan.Announcement) map[netip.Prefix]uint32 {
 		out := map[netip.Prefix]uint32{}
-		for _, a := range announcements(s, self, have) {
+		for _, a := range announcements(s, self, have, nil) {
 			out[a.Prefix] = a.MED
 		}
 		return out

@@ -195,3 +195,29 @@ func TestTheLocalStatus(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// TestPlanAsksTheRunningAgent for the routes that it announces, and for what is
+// withdrawn on it.
+func TestPlanAsksTheRunningAgent(t *testing.T) {
+	n := newActive(t)
+	v := strings.Replace(vipValue("203.0.113.10"), `"groups"`, `"announcement":{"communities":["65001:7"]},"groups"`, 1)
+	n.put("vips/v", v)
+	eventually(t, "the community", func() bool {
+		routes, withdrawn, err := n.config.announcedNow(t.Context())
+		return err == nil && len(withdrawn) == 0 && len(routes) == 1 && routes[0].MED == 100 && slices.Equal(routes[0].Communities, []uint32{65001<<16 | 7})
+	})
+	if _, err := n.socket().Withdraw(t.Context(), local.Order{VIP: "v", Now: true}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "withdrawn", func() bool {
+		routes, withdrawn, err := n.config.announcedNow(t.Context())
+		return err == nil && len(routes) == 0 && slices.Equal(withdrawn, []string{"v"})
+	})
+	if want := announcements(n.agent.view().snapshot, n.agent.self, nil, []string{"v"}); len(want) != 0 {
+		t.Errorf("plans %v", want)
+	}
+	n.stop()
+	if routes, withdrawn, err := n.config.announcedNow(t.Context()); routes != nil || withdrawn != nil || err != nil {
+		t.Errorf("%v %v %v", routes, withdrawn, err)
+	}
+}

@@ -58,7 +58,7 @@ func (v view) finish(m *Memory, d *Decision) {
 		return
 	}
 	d.RoutesGone = true
+	owned := v.leased && v.owner.Node == v.Self.Name
 	d.Done = v.Fresh && v.claim.MED == state.NoMED && !v.claim.Malformed && !m.Pending &&
-		m.WrittenRevision <= v.Snapshot.Revision &&
-		!(v.leased && v.owner.Node == v.Self.Name)
+		m.WrittenRevision <= v.Snapshot.Revision && !owned
 }

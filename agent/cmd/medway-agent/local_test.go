@@ -43,7 +43,12 @@ func started(t *testing.T) string {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- local.Serve(ctx, l, node{}) }()
-	t.Cleanup(func() { cancel(); <-ended })
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	})
 	file := filepath.Join(dir, "agent.yaml")
 	if err := os.WriteFile(file, []byte("state_dir: "+dir+"\n"), 0o600); err != nil {
 		t.Fatal(err)
