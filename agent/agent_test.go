@@ -178,6 +178,25 @@ func TestAVIPDeletedWhileNoAgentRan(t *testing.T) {
 	n.claims(claimNone)
 }
 
+// TestAClaimLeftBehindIsRaised: the disk knows nothing of the VIP either.
+func TestAClaimLeftBehindIsRaised(t *testing.T) {
+	n := newActive(t)
+	n.claims(claim100)
+	n.stop()
+	n.delete("vips/v")
+	if err := os.Remove(n.agent.snapshotFile()); err != nil {
+		t.Fatal(err)
+	}
+	n.restart()
+	n.claims(claimNone)
+	eventually(t, "no owner", func() bool { return n.get("owners/dc1/v").ModRevision == 0 })
+	// What never concerned this node is left alone.
+	n.put("claims/dc1-lvs-z/v", claim100, "owners/dc1/w", `{"node":"dc1-lvs-z"}`)
+	n.stays("another's", func() bool {
+		return string(n.get("claims/dc1-lvs-z/v").Value) == claim100 && n.get("claims/dc1-lvs-a/w").ModRevision == 0
+	})
+}
+
 // TestFailedAnnouncementsDecideNothing: what routers were not told is not claimed.
 func TestFailedAnnouncementsDecideNothing(t *testing.T) {
 	n := newNode(t)

@@ -152,11 +152,13 @@ func TestAStrangeStoreIsNotTaken(t *testing.T) {
 // TestAnAcceptedStoreGetsTheClaimAnew: the one that is announced under is missing
 // in it, and its revisions are behind those that this process has written at.
 func TestAnAcceptedStoreGetsTheClaimAnew(t *testing.T) {
-	n := newActive(t)
-	n.claims(claim100)
-	for range 20 { // so that the new store is behind
+	n := newNode(t)
+	for range 500 { // so that the new store stays behind
 		n.put("pools/other", poolValue)
 	}
+	n.run()
+	n.announces("203.0.113.10/32 100")
+	n.claims(claim100)
 	n.replaceEtcd()
 	eventually(t, "said", func() bool { return n.fault("etcd", "medway-agent accept") })
 	n.put("settings", settingsValue, "pools/sbc", poolValue, "backends/sbc/b1", backendValue,
