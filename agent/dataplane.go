@@ -22,8 +22,8 @@ type dataplane struct {
 	link      *link.Kernel
 	firewalls map[plan.Family]*firewall.Kernel
 	ipvs      *ipvs.Kernel
-	// whole is nil before the first run and after one that failed.
-	whole *whole
+	// known is nil before the first run and after one that failed.
+	known *known
 }
 
 func openDataplane() (d *dataplane, err error) {

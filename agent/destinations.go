@@ -14,9 +14,9 @@ import (
 // the whole kernel: as long as drift may last by default.
 const wholeEvery = 10 * time.Second
 
-// whole is the plan that the kernel was found or made to hold, and when all of
+// known is the plan that the kernel was found or made to hold, and when all of
 // the kernel was read last.
-type whole struct {
+type known struct {
 	host plan.Host
 	at   time.Time
 }
@@ -27,10 +27,10 @@ type whole struct {
 // services concerned, and leaves what else may have drifted to the next look at
 // the whole. ok is false where that is due, or the last run left anything undone.
 func (d *dataplane) applyDestinations(ctx context.Context, h plan.Host) (report reconcile.Report, ok bool) {
-	if d.whole == nil || time.Since(d.whole.at) > wholeEvery {
+	if d.known == nil || time.Since(d.known.at) > wholeEvery {
 		return report, false
 	}
-	before, now := d.whole.host, h
+	before, now := d.known.host, h
 	services := map[plan.ServiceKey]bool{}
 	for k, v := range now.Destinations {
 		if old, there := before.Destinations[k]; !there || old != v {
@@ -50,14 +50,14 @@ func (d *dataplane) applyDestinations(ctx context.Context, h plan.Host) (report 
 	maps.DeleteFunc(want, func(k plan.DestinationKey, _ plan.Destination) bool { return !services[k.Service] })
 	own := func(k plan.DestinationKey) bool { return !h.Kept[k.Service] }
 	report = reconcile.Run(ctx, reconcile.Bind(d.ipvs.DestinationsOf(services), want, own))
-	d.remember(h, d.whole.at, report)
+	d.remember(h, d.known.at, report)
 	return report, true
 }
 
 // remember notes what the kernel holds after a run.
 func (d *dataplane) remember(h plan.Host, at time.Time, report reconcile.Report) {
-	d.whole = nil
+	d.known = nil
 	if report.Err() == nil {
-		d.whole = &whole{h, at}
+		d.known = &known{h, at}
 	}
 }

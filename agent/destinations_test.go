@@ -93,11 +93,11 @@ func TestTheWholeIsReadWhereADestinationIsNotAll(t *testing.T) {
 	}
 	for name, prepare := range map[string]func(*dataplane, *plan.Host){
 		"control":   func(*dataplane, *plan.Host) {},
-		"first run": func(d *dataplane, _ *plan.Host) { d.whole = nil },
+		"first run": func(d *dataplane, _ *plan.Host) { d.known = nil },
 		"the last run failed": func(d *dataplane, _ *plan.Host) {
 			d.remember(twoServices(), time.Now(), reconcile.Report{Failed: []error{errors.New("busy")}})
 		},
-		"long since the last": func(d *dataplane, _ *plan.Host) { d.whole.at = time.Now().Add(-wholeEvery - time.Second) },
+		"long since the last": func(d *dataplane, _ *plan.Host) { d.known.at = time.Now().Add(-wholeEvery - time.Second) },
 		"the same plan":       func(_ *dataplane, h *plan.Host) { *h = twoServices() },
 		"a service changes too": func(_ *dataplane, h *plan.Host) {
 			h.Services[destination(1, 1).Service] = plan.Service{Scheduler: "wlc"}
