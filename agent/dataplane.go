@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/medway-lb/medway/agent/internal/firewall"
 	"github.com/medway-lb/medway/agent/internal/ipvs"
@@ -21,6 +22,8 @@ type dataplane struct {
 	link      *link.Kernel
 	firewalls map[plan.Family]*firewall.Kernel
 	ipvs      *ipvs.Kernel
+	// known is nil before the first run and after one that failed.
+	known *known
 }
 
 func openDataplane() (d *dataplane, err error) {
@@ -76,6 +79,16 @@ func (d *dataplane) close() {
 // planned stay closed while they are taken down, which may fail: only then go
 // the rules that close them.
 func (d *dataplane) apply(ctx context.Context, h plan.Host) reconcile.Report {
+	if report, ok := d.applyDestinations(ctx, h); ok {
+		return report
+	}
+	began := time.Now()
+	report := d.applyAll(ctx, h)
+	d.remember(h, began, report)
+	return report
+}
+
+func (d *dataplane) applyAll(ctx context.Context, h plan.Host) reconcile.Report {
 	vips, err := d.vips(ctx)
 	if err != nil {
 		return reconcile.Report{Failed: []error{err}}

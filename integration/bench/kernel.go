@@ -268,7 +268,10 @@ func backendOf(d destination, weight int) pair {
 }
 
 func tableIntent() []pair {
-	var pairs []pair
+	// The other site has a node too, or its backends would be called strays.
+	pairs := []pair{{key(state.KindNode, sites[1]+"-lvs-a"), fmt.Sprintf(
+		`{"machine_id":"bench","site":"%[1]s","group":"%[1]s-edge1","ipv4":"%[2]s","sync_address":"169.254.1.1","version":"bench","schema":2}`,
+		sites[1], agentAddress[sites[1]])}}
 	for vip := range tableVIPs {
 		var list []string
 		for n := range vipServices {
@@ -305,8 +308,9 @@ func (k *kernel) medway() *loader {
 			return err
 		},
 		clean: func(ctx context.Context) error {
-			for _, kind := range []state.Kind{state.KindNode, state.KindAlive, state.KindOwner, state.KindClaim} {
-				if err := k.etcd.delete(ctx, key(kind, "")); err != nil {
+			node := sites[0] + "-lvs-a"
+			for _, prefix := range []string{key(state.KindNode, node), key(state.KindAlive, ""), key(state.KindOwner, ""), key(state.KindClaim, "")} {
+				if err := k.etcd.delete(ctx, prefix); err != nil {
 					return err
 				}
 			}

@@ -108,23 +108,32 @@ func (e Edit) String() string {
 // updates, then deletions, each in the order of their keys' strings. Only
 // objects that owned accepts are deleted; a nil owned accepts all.
 func Diff[K Key, V comparable](want, have map[K]V, owned func(K) bool) []Change[K, V] {
-	var changes []Change[K, V]
+	type named struct {
+		Change[K, V]
+		name string // made once: to compare is to ask for it often
+	}
+	var found []named
+	add := func(c Change[K, V]) { found = append(found, named{c, c.Key.String()}) }
 	for k, w := range want {
 		h, ok := have[k]
 		switch {
 		case !ok:
-			changes = append(changes, Change[K, V]{Op: Create, Key: k, New: w})
+			add(Change[K, V]{Op: Create, Key: k, New: w})
 		case h != w:
-			changes = append(changes, Change[K, V]{Op: Update, Key: k, Old: h, New: w})
+			add(Change[K, V]{Op: Update, Key: k, Old: h, New: w})
 		}
 	}
 	for k, h := range have {
 		if _, ok := want[k]; !ok && (owned == nil || owned(k)) {
-			changes = append(changes, Change[K, V]{Op: Delete, Key: k, Old: h})
+			add(Change[K, V]{Op: Delete, Key: k, Old: h})
 		}
 	}
-	slices.SortFunc(changes, func(a, b Change[K, V]) int {
-		return cmp.Or(cmp.Compare(a.Op, b.Op), cmp.Compare(a.Key.String(), b.Key.String()))
+	slices.SortFunc(found, func(a, b named) int {
+		return cmp.Or(cmp.Compare(a.Op, b.Op), cmp.Compare(a.name, b.name))
 	})
+	var changes []Change[K, V]
+	for _, n := range found {
+		changes = append(changes, n.Change)
+	}
 	return changes
 }

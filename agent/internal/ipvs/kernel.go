@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	moby "github.com/moby/ipvs"
 	"golang.org/x/sys/unix"
 
 	"github.com/medway-lb/medway/pkg/plan"
@@ -68,7 +69,13 @@ func (k *Kernel) Changes() uint64 { return k.changes.Load() }
 func (k *Kernel) Services() ServiceTable { return ServiceTable{k} }
 
 // Destinations is the table of the destinations of all services.
-func (k *Kernel) Destinations() DestinationTable { return DestinationTable{k} }
+func (k *Kernel) Destinations() DestinationTable { return DestinationTable{k: k} }
+
+// DestinationsOf is the table of the destinations of some services, all of which
+// exist.
+func (k *Kernel) DestinationsOf(services map[plan.ServiceKey]bool) DestinationTable {
+	return DestinationTable{k, services}
+}
 
 // Daemons is the table of sync daemons.
 func (k *Kernel) Daemons() DaemonTable { return DaemonTable{k} }
@@ -167,24 +174,46 @@ func (t ServiceTable) Apply(ctx context.Context, c reconcile.Change[plan.Service
 	return fault(v, c.Key, err)
 }
 
-// DestinationTable is the table of the destinations of all services.
-type DestinationTable struct{ k *Kernel }
+// DestinationTable is the table of the destinations of all services, or of some.
+type DestinationTable struct {
+	k  *Kernel
+	of map[plan.ServiceKey]bool // nil: all
+}
 
-// Read returns the destinations of all services that ServiceTable reads. One
-// that isn't in ipip tunnel mode reads as a value that no plan can want.
+// Read returns the destinations of the services, of all that ServiceTable reads.
+// One that isn't in ipip tunnel mode reads as a value that no plan can want.
 func (t DestinationTable) Read(ctx context.Context) (map[plan.DestinationKey]plan.Destination, error) {
 	all := make(map[plan.DestinationKey]plan.Destination)
-	err := t.k.eachService(ctx, func(of plan.ServiceKey, _ *service, found []destination) {
+	add := func(of plan.ServiceKey, _ *service, found []destination) {
 		for i := range found {
 			if key, ok := destinationKeyToPlan(of, &found[i].Destination); ok {
 				all[key] = destinationToPlan(&found[i])
 			}
 		}
-	})
-	if err != nil {
-		return nil, err
+	}
+	if t.of == nil {
+		return all, t.k.eachService(ctx, add)
+	}
+	for key := range t.of {
+		s, err := serviceKeyToLib(key)
+		if err != nil {
+			return nil, fmt.Errorf("list destinations of %s: %w", key, err)
+		}
+		found, err := t.k.destinations(ctx, key, s)
+		if err != nil {
+			return nil, err
+		}
+		add(key, nil, found)
 	}
 	return all, nil
+}
+
+func (k *Kernel) destinations(ctx context.Context, key plan.ServiceKey, s *moby.Service) ([]destination, error) {
+	found, err := read(ctx, k, func(c conn) ([]destination, error) { return c.destinations(ctx, s) })
+	if err != nil {
+		return nil, fmt.Errorf("list destinations of %s: %w", key, err)
+	}
+	return found, nil
 }
 
 // eachService calls yield for every TCP and UDP service.
@@ -199,9 +228,9 @@ func (k *Kernel) eachService(ctx context.Context, yield func(plan.ServiceKey, *s
 		if !ok {
 			continue
 		}
-		found, err := read(ctx, k, func(c conn) ([]destination, error) { return c.destinations(ctx, &s.Service) })
+		found, err := k.destinations(ctx, key, &s.Service)
 		if err != nil {
-			return fmt.Errorf("list destinations of %s: %w", key, err)
+			return err
 		}
 		yield(key, s, found)
 	}
