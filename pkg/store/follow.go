@@ -112,6 +112,7 @@ func (f *follower) run(ctx context.Context) {
 			}
 		}
 		f.report(ctx, err)
+		f.c.explain(err)
 		if time.Since(began) > 2*maxPause {
 			wait.reset()
 		}
@@ -126,7 +127,6 @@ func (f *follower) report(ctx context.Context, err error) {
 	}
 	f.lastErr = err.Error()
 	f.log.Warn("lost the watch, trying again", zap.Error(err), zap.Int64("revision", f.revision))
-	f.c.explain(err)
 }
 
 func (f *follower) list(ctx context.Context) error {

@@ -15,8 +15,12 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// explainAfter is how long a list may take before it is asked why.
-const explainAfter = 2 * time.Second
+const (
+	// explainAfter is how long a list may take before it is asked why.
+	explainAfter = 2 * time.Second
+	// explainAgain is the least time between two times of asking.
+	explainAgain = 30 * time.Second
+)
 
 // expiresSoon is how long before its end a certificate is called to mind.
 const expiresSoon = 14 * 24 * time.Hour
@@ -28,8 +32,9 @@ type troubles struct {
 	denied map[string]bool
 	// unreachable is why etcd can't be reached, once that is known.
 	unreachable error
-	// explaining is at most one look for it.
-	busy       bool
+	// explained is when it was last asked for: each time costs every server a
+	// handshake, which one that is only slow should be spared.
+	explained  time.Time
 	explaining sync.WaitGroup
 }
 
@@ -88,21 +93,22 @@ func (c *Client) reached() {
 
 // explain finds out, in the background, why a connection fails.
 func (c *Client) explain(failed error) {
-	t := &c.troubles
+	t, began := &c.troubles, time.Now()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !Disconnected(failed) || t.busy || c.ctx.Err() != nil {
+	if !Disconnected(failed) || began.Sub(t.explained) < explainAgain || c.ctx.Err() != nil {
 		return
 	}
-	t.busy = true
+	t.explained = began
 	t.explaining.Go(func() {
 		err := Reach(c.ctx, c.cfg)
+		if err == nil || c.ctx.Err() != nil || c.Fresh().After(began) {
+			return // nothing to say, or not any more
+		}
+		c.log.Warn("can't reach etcd", zap.Error(err))
 		t.mu.Lock()
 		defer t.mu.Unlock()
-		if err != nil && c.ctx.Err() == nil && (t.unreachable == nil || err.Error() != t.unreachable.Error()) {
-			c.log.Warn("can't reach etcd", zap.Error(err))
-		}
-		t.unreachable, t.busy = err, false
+		t.unreachable = err
 	})
 }
 
