@@ -42,7 +42,13 @@ func readDataplane() (d *dataplane, loaded bool, err error) {
 	if d.ipvs, loaded, err = ipvs.NewReader(); err != nil {
 		return nil, false, err
 	}
-	return d, loaded, d.open()
+	if err := d.open(); err != nil {
+		return nil, false, err
+	}
+	for _, f := range d.firewalls {
+		f.LookOnly()
+	}
+	return d, loaded, nil
 }
 
 // open opens all but IPVS.

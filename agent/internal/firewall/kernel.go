@@ -28,6 +28,8 @@ type Kernel struct {
 	save, restore string
 	// missing is why the family has no programs.
 	missing error
+	// none is true where there can be no rules: see LookOnly.
+	none    bool
 	changes atomic.Uint64
 }
 
@@ -90,6 +92,9 @@ func (k *Kernel) read(ctx context.Context, wanted bool) (ruleset, error) {
 func (k *Kernel) rules(ctx context.Context) (ruleset, error) {
 	if k.missing != nil {
 		return nil, k.missing
+	}
+	if k.none {
+		return nil, nil
 	}
 	out, err := program(ctx, "", k.save)
 	if err != nil {
