@@ -84,16 +84,13 @@ func rungOf(l state.Ladder, med state.MED) state.Rung {
 }
 
 // routeOf is what an operator set for a rung, or for the next better one that
-// is set, or else for the next worse.
+// is set. Force is like active: the same traffic comes the same way.
 func routeOf(set map[state.Rung]state.Route, rung state.Rung) state.Route {
-	at := slices.Index(state.Rungs, rung) // best first
-	for i := at; i >= 0; i-- {
-		if r, ok := set[state.Rungs[i]]; ok {
-			return r
-		}
+	if _, ok := set[rung]; !ok && rung == state.RungForce {
+		rung = state.RungActive
 	}
-	for _, worse := range state.Rungs[at+1:] {
-		if r, ok := set[worse]; ok {
+	for i := slices.Index(state.Rungs, rung); i >= 0; i-- { // best first
+		if r, ok := set[state.Rungs[i]]; ok {
 			return r
 		}
 	}

@@ -88,6 +88,17 @@ func TestAnnouncementsBearWhatTheirRungHas(t *testing.T) {
 	}
 }
 
+// TestWhatIsSetForWorseRolesIsNotForBetterOnes: an operator who sets the backup
+// alone wants it told from the active one.
+func TestWhatIsSetForWorseRolesIsNotForBetterOnes(t *testing.T) {
+	v := state.VIP{Addresses: addresses("203.0.113.10")}
+	v.Announcement.Routes = map[state.Rung]state.Route{state.RungBackup: {Prepend: 3}}
+	for med, prepend := range map[state.MED]int{50: 0, 100: 0, 110: 0, 500: 3, 900: 3} {
+		expectRoutes(t, Announcements(oneVIP(v), "v", Decision{MED: med}),
+			Announcement{Prefix: netip.MustParsePrefix("203.0.113.10/32"), MED: uint32(med), Prepend: prepend})
+	}
+}
+
 // TestEveryRoleHasItsRung: where a role has the MED that the ladder gives it,
 // the rung is the role's.
 func TestEveryRoleHasItsRung(t *testing.T) {

@@ -559,8 +559,8 @@ type Announcement struct {
 	Ladder *Ladder `protobuf:"bytes,3,opt,name=ladder,proto3" json:"ladder,omitempty"`
 	// What the routes of a role bear besides the MED, by the ladder's names:
 	// force, active, unconfirmed, standby, backup, last_resort. A role that is
-	// unset is announced as the next better one that is set, or else the next
-	// worse.
+	// unset is announced as the next better one that is set, and force as active;
+	// where there is none, routes bear nothing more.
 	Roles         map[string]*Route `protobuf:"bytes,4,rep,name=roles,proto3" json:"roles,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
