@@ -156,7 +156,7 @@ func startAgents(bin, dir string, e *etcd, r *Router) (*pairOfAgents, error) {
 func (p *pairOfAgents) stop() {
 	if p != nil {
 		for _, a := range p.agents {
-			a.process.stop()
+			a.stop()
 		}
 	}
 }

@@ -15,8 +15,8 @@ type Cache struct {
 	revision int64
 	entries  map[string]*entry
 	// facts are the entries of what changes while intent stands: targets, locks,
-	// and what nodes write. Those that touched names have changed since snapshot
-	// was made; faults are theirs.
+	// and what nodes write; faults are theirs. What touched names has changed
+	// since snapshot was made: facts, and backends that are nobody else's concern.
 	facts   map[string]*entry
 	touched map[string]bool
 	faults  map[string][]Fault
@@ -73,6 +73,7 @@ func (c *Cache) Put(key string, value []byte, revision, lease int64) {
 		e = &entry{}
 		c.entries[key] = e
 	}
+	before := *e
 	e.modRevision, e.lease, e.fault = revision, lease, ""
 	var err error
 	if e.key, err = ParseKey(key); err == nil {
@@ -84,11 +85,14 @@ func (c *Cache) Put(key string, value []byte, revision, lease int64) {
 	if err != nil {
 		e.fault = err.Error()
 	}
-	if e.key.Kind.ofIntent() {
-		c.intent = nil
-	} else {
+	switch {
+	case !e.key.Kind.ofIntent():
 		c.facts[key] = e
 		c.touched[key] = true
+	case c.intent != nil && c.intent.soleConcern(before, e):
+		c.touched[key] = true
+	default:
+		c.intent = nil
 	}
 }
 
@@ -138,6 +142,7 @@ func (c *Cache) Snapshot() *Snapshot {
 		c.intent = c.buildIntent()
 		c.snapshot = c.emptyOfFacts()
 		c.faults = map[string][]Fault{}
+		clear(c.touched)
 		for key := range c.facts {
 			c.touched[key] = true
 		}
@@ -194,6 +199,10 @@ func (c *Cache) withTouched(last *Snapshot) *Snapshot {
 			s.own(k.Kind)
 			kinds[k.Kind] = true
 		}
+		if k.Kind == KindBackend {
+			s.replaceBackend(c.entries[key])
+			continue
+		}
 		// Faults of this key alone, collected in a snapshot of their own.
 		f := Snapshot{VIPs: s.VIPs, Nodes: s.Nodes}
 		if e := c.facts[key]; e != nil {
@@ -209,6 +218,11 @@ func (c *Cache) withTouched(last *Snapshot) *Snapshot {
 			delete(c.faults, key)
 		}
 	}
+	if kinds[KindBackend] {
+		intent := *c.intent
+		intent.Backends, intent.index = s.Backends, s.index
+		c.intent = &intent
+	}
 	s.Faults = c.intent.Faults
 	if len(c.faults) > 0 {
 		s.Faults = slices.Clone(s.Faults)
@@ -223,6 +237,9 @@ func (c *Cache) withTouched(last *Snapshot) *Snapshot {
 // own makes the map of a kind the snapshot's own.
 func (s *Snapshot) own(k Kind) {
 	switch k {
+	case KindBackend:
+		s.Backends = maps.Clone(s.Backends)
+		s.index = &index{backends: maps.Clone(s.index.backends), nodes: s.index.nodes}
 	case KindTarget:
 		s.Targets = maps.Clone(s.Targets)
 	case KindLock:
@@ -266,6 +283,30 @@ func (s *Snapshot) addIntent(e *entry) {
 	case Node:
 		s.Nodes[k.A] = good
 	}
+}
+
+// soleConcern says whether a value concerns nobody but its own key: a backend
+// that keeps its addresses, and was and is without fault.
+func (s *Snapshot) soleConcern(before entry, now *entry) bool {
+	old, ok := before.good.value.(Backend)
+	if !ok || before.fault+before.conflict+now.fault != "" {
+		return false
+	}
+	b := now.latest.value.(Backend)
+	_, pooled := s.Pools[now.key.A]
+	return b.IPv4 == old.IPv4 && b.IPv6 == old.IPv6 && pooled && !s.stray(old.Site) && !s.stray(b.Site)
+}
+
+// replaceBackend puts the latest value of such a backend in force. The maps are
+// the snapshot's own, the list is made anew.
+func (s *Snapshot) replaceBackend(e *entry) {
+	e.good = e.latest
+	k, b := BackendKey{e.key.A, e.key.B}, e.good.value.(Backend)
+	old := s.Backends[k]
+	s.Backends[k] = b
+	list := slices.Clone(s.index.backends[k.Pool])
+	list[slices.Index(list, old)] = b // an address is in a pool once
+	s.index.backends[k.Pool] = list
 }
 
 // removeFact takes a fact out of the maps, which are the snapshot's own.

@@ -450,6 +450,7 @@ func TestStepsMakeTheSameAsAll(t *testing.T) {
 		"settings":            {`{"settle":"2s"}`, "{"},
 		"pools/p":             {`{}`, `{"scheduler":"wlc"}`, "{"},
 		"backends/p/b":        {`{"site":"dc1","address":"10.1.0.1"}`, `{"site":"dc2","address":"10.1.0.1"}`, `{"site":"dc3","address":"203.0.113.1"}`},
+		"backends/p/c":        {`{"site":"dc1","address":"10.1.0.2"}`, `{"site":"dc2","address":"10.1.0.2"}`, `{"site":"dc1","address":"10.1.0.1"}`},
 		"vips/v":              {goodVIP, `{"addresses":["203.0.113.1"],"groups":{"dc1":"g1","dc2":"g2"},"services":[{"protocol":"tcp","port":5060,"pool":"p"}]}`, "?"},
 		"vips/w":              {`{"addresses":["203.0.113.1"],"groups":{"dc2":"g2"},"services":[{"protocol":"tcp","port":5060,"pool":"p"}]}`},
 		"nodes/n1":            {goodNode, "{"},
@@ -486,6 +487,11 @@ func TestStepsMakeTheSameAsAll(t *testing.T) {
 				if diff := cmp.Diff(byHand.ClaimsOf(vip), s.ClaimsOf(vip), cmpopts.SortSlices(less), cmpopts.EquateEmpty()); diff != "" {
 					t.Fatalf("claims of %s: %s", vip, diff)
 				}
+			}
+			byHand := s.withoutIndex()
+			less := func(a, b Backend) bool { return a.IPv4.Less(b.IPv4) }
+			if diff := cmp.Diff(byHand.BackendsOf("p"), s.BackendsOf("p"), compareAddresses, cmpopts.SortSlices(less), cmpopts.EquateEmpty()); diff != "" {
+				t.Fatalf("backends: %s", diff)
 			}
 			if rapid.Bool().Draw(t, "all") {
 				c.intent = nil // everything anew
@@ -544,6 +550,16 @@ func TestIntentIsTheSameUntilItChanges(t *testing.T) {
 	put(c, "pools/sbc", `{"scheduler":"wlc"}`, 12)
 	if c.Snapshot().SameIntent(before) {
 		t.Error("a pool has changed")
+	}
+	before = c.Snapshot()
+	put(c, "backends/sbc/b", `{"site":"dc1","address":"10.1.0.1"}`, 13)
+	if c.Snapshot().SameIntent(before) {
+		t.Error("a backend has come")
+	}
+	before = c.Snapshot()
+	put(c, "backends/sbc/b", `{"site":"dc2","address":"10.1.0.1"}`, 14)
+	if c.Snapshot().SameIntent(before) {
+		t.Error("a backend has changed")
 	}
 	if (&Snapshot{}).SameIntent(&Snapshot{}) {
 		t.Error("nothing is known of snapshots made by hand")

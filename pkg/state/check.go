@@ -11,19 +11,25 @@ import (
 // They only tell of it: nothing is taken out of force.
 
 func (s *Snapshot) checkBackends() {
-	inSite := map[string]bool{}
-	for _, n := range s.Nodes {
-		inSite[n.Site] = true
-	}
 	for k, b := range s.Backends {
 		key := Key{Kind: KindBackend, A: k.Pool, B: k.Name}
 		if _, ok := s.Pools[k.Pool]; !ok {
 			s.fault(key, "pool %q does not exist", k.Pool)
 		}
-		if len(s.Nodes) > 0 && !inSite[b.Site] {
+		if s.stray(b.Site) {
 			s.notice(key, "field site: no node is in site %q: the weight is that of a remote backend everywhere", b.Site)
 		}
 	}
+}
+
+// stray says whether there are nodes, but none in a site.
+func (s *Snapshot) stray(site string) bool {
+	for _, n := range s.Nodes {
+		if n.Site == site {
+			return false
+		}
+	}
+	return len(s.Nodes) > 0
 }
 
 func (s *Snapshot) fault(k Key, format string, args ...any) {

@@ -29,6 +29,13 @@ import (
 // nothing is in force yet, nodes come first, then the older value. The outcome
 // does not depend on the order in which keys came.
 func (c *Cache) settle() {
+	for c.settleOnce() {
+	}
+}
+
+// settleOnce puts in force what can be beside what is. It says whether to look
+// again: what came into force may have made room for what was refused.
+func (c *Cache) settleOnce() bool {
 	var stays, pending []*entry
 	for _, e := range c.entries {
 		switch e.key.Kind {
@@ -51,10 +58,18 @@ func (c *Cache) settle() {
 	}
 	slices.SortFunc(stays, older)
 	slices.SortFunc(pending, older)
+	wanting := len(pending)
 	for loser := admit(stays, pending, pools); loser != nil; loser = admit(stays, pending, pools) {
 		stays = append(stays, loser)
 		pending = slices.DeleteFunc(pending, func(e *entry) bool { return e == loser })
 	}
+	admitted := 0
+	for _, e := range pending {
+		if e.conflict == "" {
+			admitted++
+		}
+	}
+	return admitted > 0 && admitted < wanting
 }
 
 // older orders by who has the better right to what is in force nowhere yet.
