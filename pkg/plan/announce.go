@@ -43,10 +43,9 @@ type Decision struct {
 	Wake time.Time
 	// Resign says to delete the node's ownership, guarded by its revision.
 	Resign bool
-	// RoutesGone says, of a withdrawn VIP, that no router has its routes any more:
-	// the kernel may let go of it. Done says that moreover nothing of it is left
-	// in etcd that is this node's to mend.
-	RoutesGone, Done bool
+	// Done says, of a withdrawn VIP, that no router has its routes any more, and
+	// that nothing of it is left in etcd that is this node's to mend.
+	Done bool
 }
 
 // Decide applies PROTOCOL's rules R1 to R8 and R12 to one VIP: it returns what

@@ -43,7 +43,7 @@ func (v view) withdraw(m *Memory) Decision {
 	return d
 }
 
-// finish says how far a withdrawal has come.
+// finish says whether a withdrawal has come to its end.
 func (v view) finish(m *Memory, d *Decision) {
 	if d.MED != state.NoMED {
 		return
@@ -57,7 +57,6 @@ func (v view) finish(m *Memory, d *Decision) {
 		d.wake(end)
 		return
 	}
-	d.RoutesGone = true
 	owned := v.leased && v.owner.Node == v.Self.Name
 	d.Done = v.Fresh && v.claim.MED == state.NoMED && !v.claim.Malformed && !m.Pending &&
 		m.WrittenRevision <= v.Snapshot.Revision && !owned

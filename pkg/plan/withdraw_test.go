@@ -18,31 +18,31 @@ func TestWithdraw(t *testing.T) {
 	w := settled(t)
 	d := w.decide("dc1-0", byHand)
 	expect(t, d, Withdrawing, 900, "by hand")
-	if !d.Farewell || !d.Resign || d.RoutesGone || d.Done || d.Wake.IsZero() || d.Wake.After(w.now.Add(time.Second)) {
+	if !d.Farewell || !d.Resign || d.Done || d.Wake.IsZero() || d.Wake.After(w.now.Add(time.Second)) {
 		t.Errorf("%+v", d)
 	}
 	w.pass(time.Second)
 	d = w.decide("dc1-0", byHand)
 	expect(t, d, Withdrawn, state.NoMED, "by hand")
-	if d.Farewell || d.RoutesGone || d.Done {
+	if d.Farewell || d.Done {
 		t.Errorf("%+v", d)
 	}
 	d = w.decide("dc1-0", byHand, notFlushed)
 	expect(t, d, Withdrawn, state.NoMED, "by hand")
-	if d.RoutesGone || d.Wake.IsZero() {
+	if d.Done || d.Wake.IsZero() {
 		t.Errorf("routers have not taken the withdrawal, but %+v", d)
 	}
 	_ = w.decide("dc1-0", byHand) // flushed
 	w.pass(time.Second)
 	d = w.decide("dc1-0", byHand)
 	expectClaim(t, d, Withdrawn, state.NoMED, "by hand", w.raising("dc1-0", state.NoMED))
-	if !d.RoutesGone || d.Done {
+	if d.Done {
 		t.Errorf("%+v", d)
 	}
 	w.commit("dc1-0")
 	d = w.decide("dc1-0", byHand)
 	expect(t, d, Withdrawn, state.NoMED, "by hand")
-	if !d.RoutesGone || d.Done || !d.Resign {
+	if d.Done || !d.Resign {
 		t.Errorf("the ownership is still there, but %+v", d)
 	}
 	w.expire("dc1-0")
@@ -74,7 +74,7 @@ func TestWithdrawWithoutEtcd(t *testing.T) {
 		d = w.decide("dc1-0", byHand, stale)
 	}
 	expect(t, d, Withdrawn, state.NoMED, "by hand")
-	if !d.RoutesGone || d.Done {
+	if d.Done {
 		t.Errorf("%+v", d)
 	}
 	// Its own place above the line needs no etcd either (R1).
