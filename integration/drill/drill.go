@@ -415,7 +415,7 @@ func (d *drill) establish(ctx context.Context, site string) error {
 			what = "a UDP port"
 		}
 		d.say("SIPp calls %s from %s: %d calls, each on %s of its own", t.VIP(), t.From, d.Calls, what)
-		c, err := startCalls(ctx, d.lab, t, filepath.Join(d.Dir, "calls-"+t.String()), d.Calls)
+		c, err := startCalls(ctx, d.lab, t, filepath.Join(d.Dir, "calls-"+t.String()), d.Calls, pauseOf(d.Calls*len(d.Traffic)))
 		if err != nil {
 			return err
 		}
