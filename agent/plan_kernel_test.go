@@ -21,14 +21,15 @@ import (
 // stored is a host with every kind of object in its plan, by key.
 var stored = map[string]string{
 	"settings": `{"timeouts":{"tcp":"7200s"}}`,
-	"vips/sip-1": `{"addresses":["203.0.113.10"],"groups":{"dc1":"edge1","dc2":"edge2"},"services":[
-		{"protocol":"tcp","port":5060,"pool":"sbc"},{"protocol":"udp","port":5060,"pool":"sbc","persistence":"300s"}]}`,
+	"vips/sip-1": `{"addresses":["203.0.113.10","2001:db8:10::10"],"groups":{"dc1":"edge1","dc2":"edge2"},"services":[
+		{"protocol":"tcp","port":5060,"pool":"sbc"},{"protocol":"udp","port":5060,"pool":"sbc","persistence":"300s","persistence_engine":"sip","one_packet":true}]}`,
 	"vips/sip-2":             `{"addresses":["203.0.113.11"],"groups":{"dc1":"edge1","dc2":"edge2"},"services":[{"protocol":"tcp","port":5061,"pool":"sbc"}]}`,
 	"pools/sbc":              `{"scheduler":"sed","weights":{"local":50000,"remote":2},"thresholds":{"upper":25000,"lower":20000}}`,
-	"backends/sbc/dc1-sbc1":  `{"site":"dc1","address":"10.1.0.21"}`,
+	"backends/sbc/dc1-sbc1":  `{"site":"dc1","address":"10.1.0.21","address6":"2001:db8:1::21"}`,
 	"backends/sbc/dc2-sbc1":  `{"site":"dc2","address":"10.2.0.21"}`,
 	"nodes/dc2-lvs-a":        `{"machine_id":"m2","site":"dc2","group":"edge2","ipv4":"10.2.0.11","sync_address":"169.254.7.2","version":"test"}`,
 	"nodes/dc2-lvs-b":        `{"machine_id":"m3","site":"dc2","group":"edge2","ipv4":"10.2.0.12","sync_address":"169.254.7.3","version":"test"}`,
+	"nodes/dc2-lvs-c":        `{"machine_id":"m4","site":"dc2","group":"edge2","ipv6":"2001:db8:2::13","sync_address":"169.254.7.4","version":"test","schema":2}`,
 	"target_state/sip-1":     `dc1`,
 	"backends/sbc/malformed": `{"site":"dc1","address":"10.1.0.21"`,
 }
@@ -36,7 +37,7 @@ var stored = map[string]string{
 func planConfig(t *testing.T) Config {
 	return Config{
 		Node: "dc1-lvs-a", Site: "dc1", Group: "edge1", Uplink: "eth0", StateDir: t.TempDir(),
-		Addresses: Addresses{IPv4: netip.MustParseAddr("10.1.0.11")},
+		Addresses: Addresses{IPv4: netip.MustParseAddr("10.1.0.11"), IPv6: netip.MustParseAddr("2001:db8:1::11")},
 		Etcd:      Etcd{Endpoints: []string{"http://127.0.0.1:1"}, Insecure: true},
 	}
 }
@@ -60,7 +61,7 @@ func namespace(t *testing.T) {
 	t.Helper()
 	nstest.Enter(t, nstest.Dummy, nstest.IPIP, nstest.IPVS, nstest.TEE)
 	for _, line := range []string{
-		"ip link add eth0 type dummy", "ip addr add 10.1.0.11/24 dev eth0", "ip link set eth0 up",
+		"ip link add eth0 type dummy", "ip addr add 10.1.0.11/24 dev eth0", "ip addr add 2001:db8:1::11/64 dev eth0 nodad", "ip link set eth0 up",
 		// What isn't medway's.
 		"ip link add stranger type dummy", "ip addr add 192.0.2.1/24 dev eth0", "iptables -A INPUT -s 192.0.2.66 -j DROP",
 		"ipvsadm -A -t 192.0.2.1:80 -s rr", "ipvsadm -a -t 192.0.2.1:80 -r 192.0.2.2 -m",
@@ -91,7 +92,7 @@ func paste(t *testing.T, p *Preview) {
 // kernelNow is what the operator's tools say of the host.
 func kernelNow(t *testing.T) string {
 	t.Helper()
-	return nstest.Run(t, "sh", "-ec", `ipvsadm -Sn | sort; ipvsadm -ln --daemon; ipvsadm -ln --timeout; iptables-save | grep -v '^#' | sed 's/ \[.*//'
+	return nstest.Run(t, "sh", "-ec", `ipvsadm -Sn | sort; ipvsadm -ln --daemon; ipvsadm -ln --timeout; for f in iptables ip6tables; do $f-save | grep -v '^#' | sed 's/ \[.*//'; done
 		ip -d -o link | sed 's/^[0-9]*: //' | sort; ip -o addr | cut -d' ' -f2- | sort; ip route show table all proto 109; ip neigh show nud permanent; sysctl net.ipv4.vs`)
 }
 
@@ -135,7 +136,8 @@ func TestKernelPlanPasted(t *testing.T) {
 	asPlanned(t, look)
 	full := kernelNow(t)
 	for _, want := range []string{
-		"-a -t 203.0.113.10:5060 -r 10.1.0.21:5060 -i -w 50000", "-A -u 203.0.113.10:5060 -s sed -p 300",
+		"-a -t 203.0.113.10:5060 -r 10.1.0.21:5060 -i -w 50000", "-A -u 203.0.113.10:5060 -s sed -p 300 --pe sip", "-A -u [2001:db8:10::10]:5060", "-a -t [2001:db8:10::10]:5060 -r [2001:db8:1::21]:5060 -i -w 50000",
+		"-A MEDWAY-INPUT -d 2001:db8:10::10/128 -j DROP", "tunnel6 ipip6 remote 2001:db8:2::13",
 		"master sync daemon (mcast=sync01", "Timeout (tcp tcpfin udp): 7200", "mw-dc2-lvs-a", "-A MEDWAY-INPUT -d 203.0.113.10/32 -j DROP",
 	} {
 		if !strings.Contains(full, want) {
@@ -148,7 +150,7 @@ func TestKernelPlanPasted(t *testing.T) {
 	for name, damage := range map[string]string{
 		"gone": `
 			ipvsadm -d -t 203.0.113.10:5060 -r 10.2.0.21:5060; ipvsadm -D -t 203.0.113.11:5061; ipvsadm --stop-daemon master
-			ip addr del 203.0.113.10/32 dev medway0; ip link del mw-dc2-lvs-a; ip neigh del 169.254.0.1 dev sync01p
+			ip addr del 203.0.113.10/32 dev medway0; ip link del mw-dc2-lvs-a; ip link del mw-dc2-lvs-c; ip addr del 2001:db8:10::10/128 dev medway0; ip neigh del 169.254.0.1 dev sync01p
 			ip route del 169.254.7.3/32 dev mw-dc2-lvs-b proto 109; iptables -D INPUT -j MEDWAY-INPUT; iptables -t mangle -D MEDWAY-SYNC-OUT 1
 			iptables -t raw -F MEDWAY-RAW; iptables -t raw -D PREROUTING -j MEDWAY-RAW; iptables -t raw -X MEDWAY-RAW`,
 		"all devices gone": `ip link del medway0; ip link del sync01; ip link del mw-dc2-lvs-a
@@ -167,6 +169,10 @@ func TestKernelPlanPasted(t *testing.T) {
 			ipvsadm -e -t 203.0.113.10:5060 -r 10.2.0.21:5060 -g -w 2
 			ip link set mw-dc2-lvs-a type ipip local 10.1.0.11 remote 10.2.0.11 ttl inherit nopmtudisc
 			ip link del mw-dc2-lvs-b; ip link add mw-dc2-lvs-b type ipip external; ip link del sync01; ip link add sync01 type veth peer name other`,
+		"IPv6": `
+			ip6tables -D MEDWAY-INPUT 3; ip6tables -A MEDWAY-INPUT -s 2001:db8::7 -j ACCEPT; ip6tables -D INPUT -j MEDWAY-INPUT
+			ipvsadm -d -t [2001:db8:10::10]:5060 -r [2001:db8:1::21]:5060; ipvsadm -E -u [2001:db8:10::10]:5060 -s sed -p 300
+			ip link set mw-dc2-lvs-c type ip6tnl local 2001:db8:1::11 remote 2001:db8:2::99 hoplimit 64 encaplimit 4 mode any`,
 		"more than is planned": `
 			ipvsadm -a -t 203.0.113.10:5060 -r 10.9.0.9:5060 -i; ipvsadm -A -t 203.0.113.10:9999 -s wlc
 			ip addr add 203.0.113.99/24 dev medway0; ip link add mw-old type ipip local 10.1.0.11 remote 10.2.0.77 ttl 64
@@ -209,7 +215,7 @@ func TestKernelPlanPasted(t *testing.T) {
 	}
 	asPlanned(t, nothing)
 	now := kernelNow(t)
-	for _, ours := range []string{"MEDWAY", "medway0", "sync01", "mw-", "203.0.113.", "sync daemon", "proto 109"} {
+	for _, ours := range []string{"MEDWAY", "medway0", "sync01", "mw-", "203.0.113.", "2001:db8:10::", "sync daemon", "proto 109"} {
 		if strings.Contains(now, ours) {
 			t.Errorf("%s is left:\n%s", ours, now)
 		}

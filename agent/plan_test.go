@@ -247,7 +247,7 @@ func TestPlannedAnnouncements(t *testing.T) {
 		return out
 	}
 	// sip-1's target is this site; sip-2 has none.
-	start := map[netip.Prefix]uint32{vip1: s.Ladder.Standby, vip2: s.Ladder.Backup + s.Ladder.SiteStep/2}
+	start := map[netip.Prefix]uint32{vip1: s.Ladder.Standby, netip.MustParsePrefix("2001:db8:10::10/128"): s.Ladder.Standby, vip2: s.Ladder.Backup + s.Ladder.SiteStep/2}
 	if d := cmp.Diff(start, meds(), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); d != "" {
 		t.Error(d)
 	}
