@@ -114,12 +114,15 @@ func rounds() [][]hostile.Case {
 
 func putHostile(ctx context.Context, l *lab.Lab, c hostile.Case) error {
 	args, stdin, _ := c.Etcdctl()
-	cmd := l.Command(ctx, lab.Witness, append([]string{filepath.Join(l.BinDir(), "etcdctl"), "--command-timeout=30s"}, args...)...)
-	cmd.Stdin = bytes.NewReader(stdin)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("etcdctl put %.100q: %w: %s", c.Key, err, out)
-	}
-	return nil
+	// A megabyte takes emulated servers longer than they give themselves.
+	return drill.Until(ctx, settleTime, func() error {
+		cmd := l.Command(ctx, lab.Witness, append([]string{filepath.Join(l.BinDir(), "etcdctl"), "--command-timeout=30s"}, args...)...)
+		cmd.Stdin = bytes.NewReader(stdin)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("etcdctl put %.100q: %w: %s", c.Key, err, out)
+		}
+		return nil
+	})
 }
 
 // agentKeys are kept by the agents themselves: what is put there by hand is
