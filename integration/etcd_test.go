@@ -16,7 +16,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/medway-lb/medway/integration/drill"
 	"github.com/medway-lb/medway/integration/lab"
 	"github.com/medway-lb/medway/pkg/pki"
 	"github.com/medway-lb/medway/pkg/store"
@@ -288,47 +287,4 @@ func secrets(t *testing.T, l *lab.Lab) {
 	if err != nil || read < 10 {
 		t.Errorf("%d files, %v", read, err)
 	}
-}
-
-// TestLabRefusedWrite: a node that etcd does not let claim moves nothing, says
-// which key it may not write, and goes on by itself when it may again.
-func TestLabRefusedWrite(t *testing.T) {
-	l := up(t)
-	const claims = "/medway/v1/claims/dc2-lvs-a/"
-	if out, err := etcdctl(t, l, lab.Root, lab.Witness, "role", "revoke-permission", "medway-node-dc2-lvs-a", "--prefix", claims); err != nil {
-		t.Fatal(err, out)
-	}
-	if err := l.SetTarget(t.Context(), lab.VIPName, "dc2"); err != nil {
-		t.Fatal(err)
-	}
-	eventually := func(what string, try func() error) {
-		t.Helper()
-		if err := drill.Until(t.Context(), 2*time.Minute, try); err != nil {
-			t.Fatalf("%s: %v", what, err)
-		}
-	}
-	eventually("status", func() error {
-		if s, want := status(t, l), `does not let user "dc2-lvs-a" write `+claims+"sip-1"; !strings.Contains(s, want) {
-			return fmt.Errorf("status does not say %q:\n%s", want, s)
-		}
-		return nil
-	})
-	if m1, m2 := med(t, l, "dc1"), med(t, l, "dc2"); m1 != 100 || m2 <= 100 {
-		t.Errorf("MEDs are %d and %d, expected 100 and more", m1, m2)
-	}
-	if err := l.InitEtcd(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	eventually("switch", func() error {
-		if m1, m2 := med(t, l, "dc1"), med(t, l, "dc2"); m1 != 500 || m2 != 100 {
-			return fmt.Errorf("MEDs are %d and %d, expected 500 and 100", m1, m2)
-		}
-		return nil
-	})
-	eventually("the fault goes", func() error {
-		if s := status(t, l); strings.Contains(s, "does not let") {
-			return fmt.Errorf("status still says:\n%s", s)
-		}
-		return nil
-	})
 }
