@@ -27,6 +27,9 @@ type takedown struct {
 	leaving map[string]state.VIP
 	// lingering are the addresses that left the plan and are still in the kernel.
 	lingering map[netip.Addr]*lingering
+	// planned is the snapshot that the kernel's plan was made of, nil where one of
+	// the same intent could give another plan.
+	planned *state.Snapshot
 }
 
 type lingering struct {
@@ -108,6 +111,14 @@ func (d *decider) planKernel(in plan.Input, next *time.Time) {
 		d.log.Info(vip + ": " + notInPlan)
 	}
 	d.letGo(in, next)
+	settled := len(d.lingering) == 0
+	if settled && d.planned != nil && d.planned.SameIntent(s) {
+		return // claims and owners, most of the news there is, are no part of the plan
+	}
+	d.planned = nil
+	if settled {
+		d.planned = s
+	}
 	with := *s
 	if len(d.lingering) > 0 {
 		with.VIPs = maps.Clone(s.VIPs)
