@@ -115,7 +115,7 @@ func everything(t *testing.T) string {
 		ip tunnel | sort; ip -6 tunnel | sort
 		ip maddr show dev sync01 2>/dev/null | grep 'inet  224.0.0.81' || true
 		ip -o address | grep -v fe80: | sed 's/^[0-9]*: //' | sort
-		ip route show table all | sort; ip -6 route show table all | grep -v fe80: | grep -v multicast | grep -v anycast | sort
+		ip -4 route show table all | sort; ip -6 route show table all | grep -v fe80: | grep -v multicast | grep -v anycast | sort
 		ip neigh show nud permanent | sort
 		sysctl net.ipv4.vs
 		for d in all eth0 sync01 sync01p mw-dc2-lvs-a mw-dc2-lvs-b; do

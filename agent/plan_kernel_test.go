@@ -137,7 +137,7 @@ func TestKernelPlanPasted(t *testing.T) {
 	full := kernelNow(t)
 	for _, want := range []string{
 		"-a -t 203.0.113.10:5060 -r 10.1.0.21:5060 -i -w 50000", "-A -u 203.0.113.10:5060 -s sed -p 300 --pe sip", "-A -u [2001:db8:10::10]:5060", "-a -t [2001:db8:10::10]:5060 -r [2001:db8:1::21]:5060 -i -w 50000",
-		"-A MEDWAY-INPUT -d 2001:db8:10::10/128 -j DROP", "tunnel6 ipip6 remote 2001:db8:2::13",
+		"-A MEDWAY-INPUT -d 2001:db8:10::10/128 -j DROP", "ip6tnl ipip6 remote 2001:db8:2::13",
 		"master sync daemon (mcast=sync01", "Timeout (tcp tcpfin udp): 7200", "mw-dc2-lvs-a", "-A MEDWAY-INPUT -d 203.0.113.10/32 -j DROP",
 	} {
 		if !strings.Contains(full, want) {
