@@ -92,7 +92,8 @@ func waitForgotten(ctx context.Context, l *lab.Lab, kinds []Traffic, site string
 
 // ApplySettings loads settings, as YAML without kind, beside the lab's own
 // normalise_after and settle, and waits until every agent has brought its
-// kernel in line. They must change something in the kernel.
+// kernel in line. They must change an IPVS timeout: by that their run is told
+// from one of an earlier plan, which may still be under way.
 func ApplySettings(ctx context.Context, l *lab.Lab, settings string) error {
 	text := "kind: Settings\nnormalise_after: 3s\nsettle: 2s\n" + settings
 	if err := os.WriteFile(filepath.Join(l.IntentDir(), "settings.yaml"), []byte(text), 0o644); err != nil {
@@ -101,14 +102,14 @@ func ApplySettings(ctx context.Context, l *lab.Lab, settings string) error {
 	before := map[string]int{}
 	hosts := l.Topology().Role(lab.RoleLVS)
 	for _, host := range hosts {
-		before[host.Name] = runs(l, host.Name)
+		before[host.Name] = timeoutsSet(l, host.Name)
 	}
 	if err := l.Apply(ctx); err != nil {
 		return err
 	}
 	return Until(ctx, time.Minute, func() error {
 		for _, host := range hosts {
-			if runs(l, host.Name) == before[host.Name] {
+			if timeoutsSet(l, host.Name) == before[host.Name] {
 				return fmt.Errorf("%s has not taken up the settings", host.Name)
 			}
 		}
@@ -116,13 +117,14 @@ func ApplySettings(ctx context.Context, l *lab.Lab, settings string) error {
 	})
 }
 
-// runs counts the times at which an agent has changed its kernel.
-func runs(l *lab.Lab, host string) int {
+// timeoutsSet counts the timeouts that an agent has set. Its log tells what a run
+// did when all of it is done.
+func timeoutsSet(l *lab.Lab, host string) int {
 	text, err := os.ReadFile(filepath.Join(l.Dir(), host, "agent.log"))
 	if err != nil {
 		return 0
 	}
-	return strings.Count(string(text), "kernel brought to the plan")
+	return strings.Count(string(text), "ipvsadm --set ")
 }
 
 // Until tries until there is no error, with a deadline; then it returns the
