@@ -51,9 +51,13 @@ type capture struct {
 	cmd  *exec.Cmd
 }
 
+// headers is how many bytes of a packet are kept: Ethernet, IPv6 and the longest TCP
+// header have 114.
+const headers = "128"
+
 func startCapture(ctx context.Context, l *lab.Lab, node, dir string) (*capture, error) {
 	c := &capture{file: filepath.Join(dir, node+".pcap")}
-	c.cmd = l.Command(ctx, node, "tcpdump", "-i", "eth0", "-n", "-s", "96", "-U", "-w", c.file,
+	c.cmd = l.Command(ctx, node, "tcpdump", "-i", "eth0", "-n", "-s", headers, "-U", "-w", c.file,
 		"-Z", "root", fmt.Sprintf("tcp and (host %s or host %s)", lab.VIP, lab.VIP6))
 	ready, err := c.cmd.StderrPipe()
 	if err != nil {
@@ -80,6 +84,8 @@ func (c *capture) stop(ctx context.Context) ([]Stream, error) {
 	if _, err := os.Stat(c.file); err != nil {
 		return nil, err
 	}
+	ctx, giveUp := context.WithCancel(ctx)
+	defer giveUp()
 	cmd := exec.CommandContext(ctx, "tcpdump", "-r", c.file, "-n", "-S", "-tt", "-K")
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -89,6 +95,9 @@ func (c *capture) stop(ctx context.Context) ([]Stream, error) {
 		return nil, err
 	}
 	streams, err := parseCapture(out)
+	if err != nil {
+		giveUp() // it would wait for somebody to read the rest
+	}
 	if waited := cmd.Wait(); err == nil {
 		err = waited
 	}
