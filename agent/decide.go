@@ -191,7 +191,7 @@ func (d *decider) serve(ctx context.Context, in plan.Input, next *time.Time) ([]
 }
 
 // announce gives BGP the routes of all decisions, for the addresses that the
-// kernel has.
+// kernel has and that this node can be the next hop of.
 func (d *decider) announce(ctx context.Context, s *state.Snapshot, decisions map[string]plan.Decision) error {
 	with := *s
 	with.VIPs = make(map[string]state.VIP, len(decisions))
@@ -200,7 +200,7 @@ func (d *decider) announce(ctx context.Context, s *state.Snapshot, decisions map
 		v := s.VIPs[vip]
 		v.Addresses = nil
 		for _, a := range s.VIPs[vip].Addresses {
-			if d.ready[a] && decision.MED != state.NoMED {
+			if d.ready[a] && d.self.Has(a) && decision.MED != state.NoMED {
 				v.Addresses = append(v.Addresses, a)
 				announced[a] = true
 			}
@@ -248,7 +248,7 @@ func (d *decider) canServe(s *state.Snapshot, vip string) bool {
 	if m.Announcing && m.Announced <= state.MED(plan.LadderOf(s, vip).Active) {
 		return true
 	}
-	return d.failures < failuresAllowed && plan.Equipped(s, vip)
+	return d.failures < failuresAllowed && plan.Equipped(s, vip) && slices.ContainsFunc(s.VIPs[vip].Addresses, d.self.Has)
 }
 
 // complete says whether the kernel has all that the plan announces, or fails to.

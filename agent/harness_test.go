@@ -241,6 +241,10 @@ func (s *fakeSpeaker) Set(_ context.Context, set []plan.Announcement) error {
 	if s.broken != nil {
 		return s.broken
 	}
+	// As the real one, whose hosts have IPv4 alone here.
+	if i := slices.IndexFunc(set, func(a plan.Announcement) bool { return a.Prefix.Addr().Is6() }); i >= 0 {
+		return fmt.Errorf("%s: this host has no address of its family", set[i].Prefix)
+	}
 	s.set = slices.Clone(set)
 	if s.started {
 		s.journal.add("announce", print(s.set))

@@ -47,6 +47,17 @@ func KernelOf(s *state.Snapshot, self Self) Host {
 // by itself.
 func Faults(s *state.Snapshot, self Self) []state.Fault {
 	_, faults := peersOf(s, self)
+	for _, name := range vipsOf(s, self.Site, self.Group) {
+		for i, a := range s.VIPs[name].Addresses {
+			if !self.Has(a) {
+				faults = append(faults, state.Fault{
+					Notice: true,
+					Key:    state.Key{Kind: state.KindVIP, A: name}.String(),
+					Reason: fmt.Sprintf("field addresses[%d]: value %q: this node has no address of its family (addresses in its file): it does not announce it", i, a),
+				})
+			}
+		}
+	}
 	needs := reversePath(s, self)
 	for _, key := range slices.Sorted(maps.Keys(needs)) {
 		if value, ok := s.Settings.Sysctls[string(key)]; ok && value != needs[key] {
