@@ -77,6 +77,7 @@ func ipv4Chains() map[Chain]Rules {
 			"-d 224.0.0.81/32 -i sync01 -j ACCEPT",
 		),
 		{IPv4, "raw", "MEDWAY-RAW"}: rules(
+			"! -d 224.0.0.81/32 -i mw-dc2-lvs-a -j DROP",
 			"-d 224.0.0.81/32 -i sync01 -j ACCEPT",
 			"-d 203.0.113.10/32 -j CT --notrack",
 		),
@@ -117,6 +118,7 @@ func TestBothFamilies(t *testing.T) {
 	chains[Chain{IPv6, "filter", "MEDWAY-INPUT"}] = rules(
 		"-p ipencap -j DROP",
 		"-p ipv6 -j DROP",
+		"-s 2001:db8:10::10/128 ! -i lo -j DROP",
 		"-d 2001:db8:10::10/128 -p tcp -m tcp --dport 5060 -j RETURN",
 		"-d 2001:db8:10::10/128 -p udp -m udp --dport 5060 -j RETURN",
 		"-d 2001:db8:10::10/128 -p ipv6-icmp -m icmp6 --icmpv6-type 128 -j RETURN",
