@@ -350,6 +350,19 @@ func TestReversePath(t *testing.T) {
 	}
 }
 
+// A connection that is in use must not run out on the nodes that are only told of it.
+func TestTimeoutsOutlastSync(t *testing.T) {
+	s := twoSites(t)
+	if faults := Faults(s, dc1); len(faults) != 0 {
+		t.Fatalf("by default: %v", faults)
+	}
+	s.Settings.Timeouts.UDP, s.Settings.Timeouts.TCP = 29*time.Second, 30*time.Second
+	faults := Faults(s, dc1)
+	if len(faults) != 1 || !faults[0].Notice || !strings.HasPrefix(faults[0].Reason, `field timeouts.udp: value "29s": expected at least 30s`) {
+		t.Errorf("faults %v", faults)
+	}
+}
+
 // A VIP that leaves stays closed, in its own family, as long as it stands.
 func TestClosing(t *testing.T) {
 	h := KernelOf(twoSites(t), dc1)
