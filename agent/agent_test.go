@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/medway-lb/medway/agent/internal/bgp"
+	"github.com/medway-lb/medway/pkg/plan"
 
 	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
 )
@@ -103,6 +104,19 @@ func TestAnAddressOfAFamilyThatTheHostLacks(t *testing.T) {
 	})
 	n.restart()
 	n.announces("203.0.113.10/32 100, 203.0.113.11/32 100")
+}
+
+// TestARouterThatDoesNotSpeakTheFamily: it is shown that the VIP is announced to
+// nobody.
+func TestARouterThatDoesNotSpeakTheFamily(t *testing.T) {
+	n := newActive(t)
+	if n.fault("bgp", "") {
+		t.Errorf("faults %v", n.status().Faults)
+	}
+	n.speaker.change(func(s *fakeSpeaker) { s.families = []plan.Family{plan.IPv6} })
+	eventually(t, "the fault is shown", func() bool { return n.fault("bgp", "no router has 203.0.113.10") })
+	n.speaker.change(func(s *fakeSpeaker) { s.down = true })
+	eventually(t, "without a session that says more", func() bool { return !n.fault("bgp", "no router has") })
 }
 
 // TestANewAddressIsAnnouncedOnceTheKernelHoldsIt, and keeps nothing else.

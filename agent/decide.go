@@ -62,6 +62,8 @@ type decider struct {
 	announced map[netip.Addr]bool
 	// faults are those that were logged.
 	faults map[state.Fault]bool
+	// spoken are the families that a router takes routes of; nil without a session.
+	spoken map[plan.Family]bool
 	// unannounced is why the last set of routes was not announced; nil: it was.
 	unannounced error
 	// usurper is the machine id of another host that has taken this node's name
@@ -321,9 +323,16 @@ func (d *decider) input(now view) plan.Input {
 		// What could not be announced is not with the routers.
 		Flushed: d.unannounced == nil,
 	}
+	d.spoken = nil
 	for _, session := range d.speaker.Sessions() {
 		if session.Established {
 			in.Sessions++
+			if d.spoken == nil {
+				d.spoken = map[plan.Family]bool{}
+			}
+			for _, f := range session.Families {
+				d.spoken[f] = true
+			}
 			in.Flushed = in.Flushed && !session.Pending
 		} else {
 			in.Flushed = in.Flushed && in.Now.Sub(session.Since) > d.config.BGP.kept(session.Neighbor)

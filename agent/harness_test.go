@@ -221,6 +221,8 @@ type fakeSpeaker struct {
 	pending bool
 	broken  error
 	since   time.Time
+	// families are those of the session.
+	families []plan.Family
 }
 
 func (s *fakeSpeaker) Start(context.Context, bool) error {
@@ -256,7 +258,7 @@ func (s *fakeSpeaker) Sessions() []bgp.Session {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return []bgp.Session{{
-		Neighbor: router, AS: 65001, Established: s.started && !s.down, Since: s.since, Pending: s.pending || s.broken != nil,
+		Neighbor: router, AS: 65001, Established: s.started && !s.down, Families: s.families, Since: s.since, Pending: s.pending || s.broken != nil,
 	}}
 }
 
@@ -314,7 +316,7 @@ func newFakes() *fakes {
 	return &fakes{
 		journal: j,
 		kernel:  &fakeKernel{journal: j, lacking: map[netip.Addr]held{}, conns: map[netip.Addr]connections{}},
-		speaker: &fakeSpeaker{journal: j, changed: make(chan struct{}, 1), since: time.Now()},
+		speaker: &fakeSpeaker{journal: j, changed: make(chan struct{}, 1), since: time.Now(), families: families},
 	}
 }
 
