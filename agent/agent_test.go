@@ -5,12 +5,16 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
 	"go.uber.org/zap"
 
 	"github.com/medway-lb/medway/agent/internal/bgp"
+	"github.com/medway-lb/medway/pkg/plan"
+
+	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
 )
 
 func TestAnAgentBecomesActiveAndFollowsTheTarget(t *testing.T) {
@@ -80,6 +84,39 @@ func TestTheActiveNodeStaysThroughShortFailures(t *testing.T) {
 	n.claims(claimNone)
 	n.kernel.set(func(k *fakeKernel) { k.broken = nil; clear(k.lacking) })
 	n.announces("203.0.113.10/32 100, 203.0.113.11/32 100")
+}
+
+// TestAnAddressOfAFamilyThatTheHostLacks is left out and shown, and keeps nothing
+// else from being announced.
+func TestAnAddressOfAFamilyThatTheHostLacks(t *testing.T) {
+	n := newActive(t)
+	n.put("vips/v", vipValue("203.0.113.10", "2001:db8:10::10"))
+	eventually(t, "the fault is shown", func() bool { return n.fault("vips/v", "no address of its family") })
+	n.put("vips/v", vipValue("203.0.113.10", "2001:db8:10::10", "203.0.113.11"))
+	n.announces("203.0.113.10/32 100, 203.0.113.11/32 100")
+	if want := announcements(n.agent.view().snapshot, n.agent.self, nil, nil); len(want) != 2 {
+		t.Errorf("plan would announce %v", want)
+	}
+	// One that could announce nothing leaves the VIP to others.
+	n.put("vips/w", vipValue("2001:db8:10::11"), "target_state/w", "dc1")
+	eventually(t, "the other VIP can't be served", func() bool {
+		return slices.ContainsFunc(n.status().Vips, func(v *medwayv1.VIPStatus) bool { return v.Vip == "w" && v.GetMed() == 900 })
+	})
+	n.restart()
+	n.announces("203.0.113.10/32 100, 203.0.113.11/32 100")
+}
+
+// TestARouterThatDoesNotSpeakTheFamily: it is shown that the VIP is announced to
+// nobody.
+func TestARouterThatDoesNotSpeakTheFamily(t *testing.T) {
+	n := newActive(t)
+	if n.fault("bgp", "") {
+		t.Errorf("faults %v", n.status().Faults)
+	}
+	n.speaker.change(func(s *fakeSpeaker) { s.families = []plan.Family{plan.IPv6} })
+	eventually(t, "the fault is shown", func() bool { return n.fault("bgp", "no router has 203.0.113.10") })
+	n.speaker.change(func(s *fakeSpeaker) { s.down = true })
+	eventually(t, "without a session that says more", func() bool { return !n.fault("bgp", "no router has") })
 }
 
 // TestANewAddressIsAnnouncedOnceTheKernelHoldsIt, and keeps nothing else.

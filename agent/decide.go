@@ -62,6 +62,8 @@ type decider struct {
 	announced map[netip.Addr]bool
 	// faults are those that were logged.
 	faults map[state.Fault]bool
+	// spoken are the families that a router takes routes of; nil without a session.
+	spoken map[plan.Family]bool
 	// unannounced is why the last set of routes was not announced; nil: it was.
 	unannounced error
 	// usurper is the machine id of another host that has taken this node's name
@@ -191,7 +193,7 @@ func (d *decider) serve(ctx context.Context, in plan.Input, next *time.Time) ([]
 }
 
 // announce gives BGP the routes of all decisions, for the addresses that the
-// kernel has.
+// kernel has and that this node can be the next hop of.
 func (d *decider) announce(ctx context.Context, s *state.Snapshot, decisions map[string]plan.Decision) error {
 	with := *s
 	with.VIPs = make(map[string]state.VIP, len(decisions))
@@ -200,7 +202,7 @@ func (d *decider) announce(ctx context.Context, s *state.Snapshot, decisions map
 		v := s.VIPs[vip]
 		v.Addresses = nil
 		for _, a := range s.VIPs[vip].Addresses {
-			if d.ready[a] && decision.MED != state.NoMED {
+			if d.ready[a] && d.self.Has(a) && decision.MED != state.NoMED {
 				v.Addresses = append(v.Addresses, a)
 				announced[a] = true
 			}
@@ -248,7 +250,7 @@ func (d *decider) canServe(s *state.Snapshot, vip string) bool {
 	if m.Announcing && m.Announced <= state.MED(plan.LadderOf(s, vip).Active) {
 		return true
 	}
-	return d.failures < failuresAllowed && plan.Equipped(s, vip)
+	return d.failures < failuresAllowed && plan.Equipped(s, vip) && slices.ContainsFunc(s.VIPs[vip].Addresses, d.self.Has)
 }
 
 // complete says whether the kernel has all that the plan announces, or fails to.
@@ -321,9 +323,16 @@ func (d *decider) input(now view) plan.Input {
 		// What could not be announced is not with the routers.
 		Flushed: d.unannounced == nil,
 	}
+	d.spoken = nil
 	for _, session := range d.speaker.Sessions() {
 		if session.Established {
 			in.Sessions++
+			if d.spoken == nil {
+				d.spoken = map[plan.Family]bool{}
+			}
+			for _, f := range session.Families {
+				d.spoken[f] = true
+			}
 			in.Flushed = in.Flushed && !session.Pending
 		} else {
 			in.Flushed = in.Flushed && in.Now.Sub(session.Since) > d.config.BGP.kept(session.Neighbor)

@@ -221,6 +221,8 @@ type fakeSpeaker struct {
 	pending bool
 	broken  error
 	since   time.Time
+	// families are those of the session.
+	families []plan.Family
 }
 
 func (s *fakeSpeaker) Start(context.Context, bool) error {
@@ -241,6 +243,10 @@ func (s *fakeSpeaker) Set(_ context.Context, set []plan.Announcement) error {
 	if s.broken != nil {
 		return s.broken
 	}
+	// As the real one, whose hosts have IPv4 alone here.
+	if i := slices.IndexFunc(set, func(a plan.Announcement) bool { return a.Prefix.Addr().Is6() }); i >= 0 {
+		return fmt.Errorf("%s: this host has no address of its family", set[i].Prefix)
+	}
 	s.set = slices.Clone(set)
 	if s.started {
 		s.journal.add("announce", print(s.set))
@@ -252,7 +258,7 @@ func (s *fakeSpeaker) Sessions() []bgp.Session {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return []bgp.Session{{
-		Neighbor: router, AS: 65001, Established: s.started && !s.down, Since: s.since, Pending: s.pending || s.broken != nil,
+		Neighbor: router, AS: 65001, Established: s.started && !s.down, Families: s.families, Since: s.since, Pending: s.pending || s.broken != nil,
 	}}
 }
 
@@ -310,7 +316,7 @@ func newFakes() *fakes {
 	return &fakes{
 		journal: j,
 		kernel:  &fakeKernel{journal: j, lacking: map[netip.Addr]held{}, conns: map[netip.Addr]connections{}},
-		speaker: &fakeSpeaker{journal: j, changed: make(chan struct{}, 1), since: time.Now()},
+		speaker: &fakeSpeaker{journal: j, changed: make(chan struct{}, 1), since: time.Now(), families: families},
 	}
 }
 

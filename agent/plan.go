@@ -255,7 +255,7 @@ func announcements(s *state.Snapshot, self plan.Self, have []plan.Announcement, 
 		}
 		out = append(out, plan.Announcements(s, vip, decision)...)
 	}
-	return out
+	return slices.DeleteFunc(out, func(a plan.Announcement) bool { return !self.Has(a.Prefix.Addr()) })
 }
 
 type prefix netip.Prefix

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -93,6 +94,11 @@ func (d *decider) reportFaults(now view, with *state.Snapshot) (faults []*medway
 			if !d.ready[a] && d.lacking[a] > 0 {
 				fault("kernel", "%s: %s is not announced: the kernel does not hold it with its services", vip, a)
 			}
+		}
+	}
+	for _, a := range slices.SortedFunc(maps.Keys(d.announced), netip.Addr.Compare) {
+		if d.spoken != nil && !d.spoken[plan.FamilyOf(a)] {
+			fault("bgp", "no router has %s: none speaks its address family with this node", a)
 		}
 	}
 	if d.unannounced != nil {

@@ -35,6 +35,9 @@ func (h *Host) addFirewall(s *state.Snapshot, vips []string, peers []peer) {
 	for _, p := range peers {
 		add(&v4.syncOut, "-d %s -o %s -j TEE --gateway %s", group, string(SyncLink), p.sync)
 		add(&v4.syncIn, "-d %s -i %s -j TEE --gateway %s", group, string(TunnelName(p.name)), ReinjectGateway)
+		// A tunnel is for sync messages alone: who forges a peer's address in the
+		// outer header must not get past the network's filters with what is inside.
+		add(&v4.raw, "! -d %s -i %s -j DROP", group, string(TunnelName(p.name)))
 		// Sync messages bear no authentication: tunnels are open to known peers only.
 		add(&of(p.remote).input, "-s %s -p ipencap -j RETURN", host(p.remote))
 	}
@@ -57,6 +60,16 @@ func (h *Host) addFirewall(s *state.Snapshot, vips []string, peers []peer) {
 	// Both kinds of tunnel that the module ip6_tunnel brings with it.
 	wanted6 := len(v6.input) > 0
 	closed(&v6.input, "ipencap", "ipv6")
+	// A VIP as the source of what comes from outside is forged, and a backend would
+	// answer it to itself. IPv4 drops the host's own addresses as a source, whatever
+	// rp_filter says (__fib_validate_source in net/ipv4/fib_frontend.c); IPv6 does not.
+	for _, name := range vips {
+		for _, a := range s.VIPs[name].Addresses {
+			if a.Is6() {
+				add(&v6.input, "-s %s ! -i lo -j DROP", host(a))
+			}
+		}
+	}
 	for _, name := range vips {
 		for _, a := range s.VIPs[name].Addresses {
 			of(a).addVIP(a, s.VIPs[name].Services)

@@ -14,6 +14,11 @@ import (
 // packet of a host, and not inherited from sync messages, whose TTL is 1.
 const tunnelTTL = 64
 
+// shortestTimeout is the shortest timeout of a connection that other nodes keep
+// as well: they count from the last message about it, which is up to a refresh
+// period, and a gap between two packets, older than its last packet.
+const shortestTimeout = 3 * syncRefresh
+
 // KernelOf returns what one node's kernel should hold. Only persistent keys
 // count: a lease that runs out changes nothing here.
 func KernelOf(s *state.Snapshot, self Self) Host {
@@ -47,6 +52,30 @@ func KernelOf(s *state.Snapshot, self Self) Host {
 // by itself.
 func Faults(s *state.Snapshot, self Self) []state.Fault {
 	_, faults := peersOf(s, self)
+	for _, name := range vipsOf(s, self.Site, self.Group) {
+		for i, a := range s.VIPs[name].Addresses {
+			if !self.Has(a) {
+				faults = append(faults, state.Fault{
+					Notice: true,
+					Key:    state.Key{Kind: state.KindVIP, A: name}.String(),
+					Reason: fmt.Sprintf("field addresses[%d]: value %q: this node has no address of its family (addresses in its file): it does not announce it", i, a),
+				})
+			}
+		}
+	}
+	for _, t := range []struct {
+		field string
+		value time.Duration
+	}{{"tcp", s.Settings.Timeouts.TCP}, {"udp", s.Settings.Timeouts.UDP}} {
+		if t.value < shortestTimeout {
+			faults = append(faults, state.Fault{
+				Notice: true,
+				Key:    state.Key{Kind: state.KindSettings}.String(),
+				Reason: fmt.Sprintf("field timeouts.%s: value %q: expected at least %s, or other nodes forget connections in use: "+
+					"a packet tells them of one every %s at most", t.field, t.value, shortestTimeout, syncRefresh),
+			})
+		}
+	}
 	needs := reversePath(s, self)
 	for _, key := range slices.Sorted(maps.Keys(needs)) {
 		if value, ok := s.Settings.Sysctls[string(key)]; ok && value != needs[key] {

@@ -3,6 +3,7 @@ package plan
 import (
 	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -76,6 +77,7 @@ func ipv4Chains() map[Chain]Rules {
 			"-d 224.0.0.81/32 -i sync01 -j ACCEPT",
 		),
 		{IPv4, "raw", "MEDWAY-RAW"}: rules(
+			"! -d 224.0.0.81/32 -i mw-dc2-lvs-a -j DROP",
 			"-d 224.0.0.81/32 -i sync01 -j ACCEPT",
 			"-d 203.0.113.10/32 -j CT --notrack",
 		),
@@ -116,6 +118,7 @@ func TestBothFamilies(t *testing.T) {
 	chains[Chain{IPv6, "filter", "MEDWAY-INPUT"}] = rules(
 		"-p ipencap -j DROP",
 		"-p ipv6 -j DROP",
+		"-s 2001:db8:10::10/128 ! -i lo -j DROP",
 		"-d 2001:db8:10::10/128 -p tcp -m tcp --dport 5060 -j RETURN",
 		"-d 2001:db8:10::10/128 -p udp -m udp --dport 5060 -j RETURN",
 		"-d 2001:db8:10::10/128 -p ipv6-icmp -m icmp6 --icmpv6-type 128 -j RETURN",
@@ -174,6 +177,31 @@ func TestBackendOfOneFamily(t *testing.T) {
 	}
 }
 
+// What a node can't be the next hop of is said.
+func TestAddressOfAFamilyThatTheNodeLacks(t *testing.T) {
+	s := dualStack(t)
+	both := dc1
+	both.IPv6 = netip.MustParseAddr("2001:db8:1::11")
+	only6 := both
+	only6.IPv4 = netip.Addr{}
+	for _, c := range []struct {
+		self Self
+		want string
+	}{
+		{both, ""},
+		{dc1, `field addresses[1]: value "2001:db8:10::10"`},
+		{only6, `field addresses[0]: value "203.0.113.10"`},
+	} {
+		faults := slices.DeleteFunc(Faults(s, c.self), func(f state.Fault) bool { return f.Key != "/medway/v1/vips/sip-1" })
+		switch {
+		case c.want == "" && len(faults) == 0:
+		case c.want != "" && len(faults) == 1 && faults[0].Notice && strings.HasPrefix(faults[0].Reason, c.want):
+		default:
+			t.Errorf("%s, %s: faults %v, expected %q", c.self.IPv4, c.self.IPv6, faults, c.want)
+		}
+	}
+}
+
 func TestTunnelsTakeTheFamilyThatBothHave(t *testing.T) {
 	v4 := Link{Kind: IPIP, Local: netip.MustParseAddr("10.1.0.11"), Remote: netip.MustParseAddr("10.2.0.11"), TTL: 64, MTU: 1480}
 	v6 := Link{Kind: IP6Tnl, Local: netip.MustParseAddr("2001:db8:1::11"), Remote: netip.MustParseAddr("2001:db8:2::11"), TTL: 64, MTU: 1460}
@@ -217,6 +245,7 @@ func TestTunnelsTakeTheFamilyThatBothHave(t *testing.T) {
 				t.Errorf("the master sends up to %d bytes and the backup takes %d, expected %d and 1452", m, b, master)
 			}
 			faults := Faults(s, c.self)
+			faults = slices.DeleteFunc(faults, func(f state.Fault) bool { return !strings.Contains(f.Key, "/nodes/") })
 			if c.want != (Link{}) {
 				if len(faults) != 0 {
 					t.Errorf("faults %v", faults)
@@ -317,6 +346,19 @@ func TestReversePath(t *testing.T) {
 	}
 	faults := Faults(s, self)
 	if len(faults) != 1 || faults[0].Key != "/medway/v1/settings" || !strings.Contains(faults[0].Reason, `net.ipv4.conf.all.rp_filter: value "1"`) {
+		t.Errorf("faults %v", faults)
+	}
+}
+
+// A connection that is in use must not run out on the nodes that are only told of it.
+func TestTimeoutsOutlastSync(t *testing.T) {
+	s := twoSites(t)
+	if faults := Faults(s, dc1); len(faults) != 0 {
+		t.Fatalf("by default: %v", faults)
+	}
+	s.Settings.Timeouts.UDP, s.Settings.Timeouts.TCP = 29*time.Second, 30*time.Second
+	faults := Faults(s, dc1)
+	if len(faults) != 1 || !faults[0].Notice || !strings.HasPrefix(faults[0].Reason, `field timeouts.udp: value "29s": expected at least 30s`) {
 		t.Errorf("faults %v", faults)
 	}
 }

@@ -20,6 +20,15 @@ type Self struct {
 	Uplink string
 }
 
+// Has says whether the node has an address of the family of a VIP's. Without one
+// it can't be the next hop of a route to it.
+func (self Self) Has(vip netip.Addr) bool {
+	if vip.Is4() {
+		return self.IPv4.IsValid()
+	}
+	return self.IPv6.IsValid()
+}
+
 // PublishedIPv6 is the IPv6 address that a node's key may bear: none while
 // another node knows only the first schema, which has no such field, and would
 // refuse the key. Only a node that has nothing else publishes it all the same.

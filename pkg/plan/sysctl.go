@@ -1,13 +1,18 @@
 package plan
 
 import (
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/medway-lb/medway/pkg/state"
 )
+
+// syncRefresh is how often a connection in use is synced.
+const syncRefresh = 10 * time.Second
 
 // ipvsSysctls are the kernel parameters below net.ipv4.vs that switching needs;
 // see the kernel's Documentation/networking/ipvs-sysctl.rst.
@@ -16,11 +21,13 @@ var ipvsSysctls = map[Sysctl]string{
 	// period: with the kernel's own "3 50" an idle connection's entry runs out
 	// on the backup, and the switch resets it.
 	"net.ipv4.vs.sync_threshold":      "0 0",
-	"net.ipv4.vs.sync_refresh_period": "10",
+	"net.ipv4.vs.sync_refresh_period": fmt.Sprint(int(syncRefresh.Seconds())),
 	// Version 0 loses timeouts and persistence data.
 	"net.ipv4.vs.sync_version": "1",
 	"net.ipv4.vs.sync_ports":   "1",
 	"net.ipv4.vs.sync_retries": "0",
+	// 1 would leave out connections that a persistence template stands for.
+	"net.ipv4.vs.sync_persist_mode": "0",
 	// Both roles at once: 1 would pass no connection on.
 	"net.ipv4.vs.backup_only": "0",
 	// Deleting a destination is a deliberate kick; weight 0 keeps its calls.

@@ -382,6 +382,7 @@ func TestNotices(t *testing.T) {
 		{"no backend of a family", held{"backends/sbc/b", `{"site":"dc1","address":"10.1.1.21"}`, 0}, []string{`vips/v: field services[0].pool: pool "sbc" has no backend with an IPv6 address`}},
 		{"a site without a node", held{"backends/sbc/b2", `{"site":"dc9","address":"10.1.1.22"}`, 0}, []string{`backends/sbc/b2: field site: no node is in site "dc9"`}},
 		{"a group without a node", held{"nodes/n2", node("dc2", "g2", "2"), 0}, []string{`vips/v: field groups.dc2: value "g9": no node is in this group`}},
+		{"a prefix with hosts in it", held{"vips/v", strings.Replace(v6, `{`, `{"announcement":{"prefixes":["203.0.113.0/24","2001:db8::/47"]},`, 1), 0}, []string{`vips/v: field announcement.prefixes[1]: 2001:db8::/47 holds the address of backend sbc/b`}},
 		{"two nodes with one address", held{"nodes/n0", strings.Replace(node("dc1", "g1", "1"), "169.254.3.1", "169.254.3.7", 1), 0}, []string{`nodes/n1: field ipv4: 10.1.0.1 is that of node "n0" too`}},
 		{"a lock without a VIP", held{"locks/gone", goodValues[KindLock], 0}, []string{`locks/gone: VIP "gone" does not exist`}},
 		{"an owner without a lease", held{"owners/dc1/v", `{"node":"n1"}`, 0}, []string{"owners/dc1/v: not bound to a lease"}},

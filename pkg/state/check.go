@@ -61,12 +61,36 @@ func (s *Snapshot) checkVIPs() {
 				s.notice(key, "field services[%d].pool: pool %q has no backend with an IPv6 address", i, service.Pool)
 			}
 		}
+		for i, p := range v.Announcement.Prefixes {
+			if host := s.hostIn(p); host != "" {
+				s.notice(key, "field announcement.prefixes[%d]: %s holds the address of %s: what is sent there may follow the VIP", i, p, host)
+			}
+		}
 		for site, group := range v.Groups {
 			if len(s.Nodes) > 0 && !inGroup[[2]string{site, group}] {
 				s.notice(key, "field groups.%s: value %q: no node is in this group", site, group)
 			}
 		}
 	}
+}
+
+// hostIn names a node or a backend that has an address in a prefix, the first by
+// name; "" is none.
+func (s *Snapshot) hostIn(p netip.Prefix) (first string) {
+	see := func(kind, name string, v4, v6 netip.Addr) {
+		if p.Contains(v4) || p.Contains(v6) {
+			if host := kind + " " + name; first == "" || host < first {
+				first = host
+			}
+		}
+	}
+	for name, n := range s.Nodes {
+		see("node", name, n.IPv4, n.IPv6)
+	}
+	for k, b := range s.Backends {
+		see("backend", k.Pool+"/"+k.Name, b.IPv4, b.IPv6)
+	}
+	return first
 }
 
 // families are the pools that have a backend of each family.

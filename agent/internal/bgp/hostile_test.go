@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -298,6 +299,26 @@ func TestTwoOctetRouter(t *testing.T) {
 	if got, want := <-path, "{AsPath: 23456 23456 23456} 4200000000 4200000000 4200000000"; got != want {
 		t.Errorf("%s, expected %s", got, want)
 	}
+}
+
+// A router without BFD, and without IPv6: both are told, for the session looks well.
+func TestRouterWithoutBFDAndIPv6(t *testing.T) {
+	t.Parallel()
+	r := newRawRouter(t, func(w wire) {
+		if w.greet() { // its OPEN has no capability at all
+			w.live()
+		}
+	})
+	r.BFD = &BFD{Interval: 300 * time.Millisecond, Multiplier: 3}
+	c := loopbackConfig()
+	c.LocalAddress6 = netip.MustParseAddr("::1")
+	var log spy
+	s := startRawWith(t, c, r, log.logger(t))
+	eventually(t, 10*time.Second, "the session is up", func() bool { return s.Sessions()[0].Established })
+	if got := s.Sessions()[0].Families; !slices.Equal(got, []plan.Family{plan.IPv4}) {
+		t.Errorf("families %v", got)
+	}
+	eventually(t, bfdAfter+10*time.Second, "the warning", func() bool { return log.saw("has no BFD beside it") })
 }
 
 func startRaw(t testing.TB, r *rawRouter, log *zap.Logger) *Speaker {

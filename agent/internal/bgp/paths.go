@@ -95,6 +95,13 @@ func family(p netip.Prefix) bgp.Family {
 	return bgp.RF_IPv4_UC
 }
 
+func planFamily(f bgp.Family) plan.Family {
+	if f == bgp.RF_IPv6_UC {
+		return plan.IPv6
+	}
+	return plan.IPv4
+}
+
 // path converts an announcement to GoBGP's form. Every attribute is given:
 // GoBGP adds only our AS (external). Local preference, which never reaches an
 // external neighbour, tells the export policy how often to prepend.

@@ -13,6 +13,8 @@ import (
 	"github.com/osrg/gobgp/v4/pkg/packet/bgp"
 	"github.com/osrg/gobgp/v4/pkg/server"
 	"go.uber.org/zap"
+
+	"github.com/medway-lb/medway/pkg/plan"
 )
 
 // Session is the state of the session with one neighbour.
@@ -22,6 +24,8 @@ type Session struct {
 	AS uint32
 	// Established tells whether routes can be exchanged.
 	Established bool
+	// Families are those that the router takes routes of, while Established.
+	Families []plan.Family
 	// Since is when Established last changed. For a session that was never
 	// established it is when New was called.
 	Since time.Time
@@ -103,6 +107,11 @@ func (s *Speaker) Sessions() []Session {
 	out := make([]Session, 0, len(s.sessions))
 	for _, n := range s.sessions {
 		view := Session{Neighbor: n.Address, AS: n.AS, Established: n.established, Since: n.since, LastError: n.lastError}
+		if n.established {
+			for _, f := range n.families {
+				view.Families = append(view.Families, planFamily(f))
+			}
+		}
 		view.Pending = n.established && !n.taken && !n.written(s.cfg, s.want)
 		if n.established && !n.taken && !view.Pending {
 			six := n.Address.Is6()
@@ -261,7 +270,7 @@ func (s *Speaker) onPeer(ev *apiutil.WatchEventMessage_PeerEvent, at time.Time) 
 			netip.AddrPortFrom(n.Address, uint16(ev.Peer.Transport.RemotePort)))
 		s.log.Info("BGP session with "+n.String()+" established", zap.Stringers("families", n.families), zap.Bool("graceful_restart", n.restart))
 		s.notify()
-		return s.checkHoldTime(n.Neighbor)
+		return s.check(n.Neighbor)
 	}
 	if state.SessionState == bgp.BGP_FSM_OPENCONFIRM {
 		n.opened, n.noted = time.Time{}, ""
@@ -290,14 +299,37 @@ func (s *Speaker) onPeer(ev *apiutil.WatchEventMessage_PeerEvent, at time.Time) 
 	return nil
 }
 
-// checkHoldTime warns of a router that wants no keepalives (RFC 4271, 4.2).
-func (s *Speaker) checkHoldTime(n Neighbor) task {
+// bfdAfter is how long BFD may take to come up after the BGP session did: both
+// ends begin with a packet a second (RFC 5880, 6.8.3).
+const bfdAfter = 10 * time.Second
+
+// check warns of a router with which a death would be noticed late: one that
+// wants no keepalives (RFC 4271, 4.2), and one without BFD.
+func (s *Speaker) check(n Neighbor) task {
 	return func(ctx context.Context, srv *server.BgpServer) {
+		if n.BFD != nil {
+			time.AfterFunc(bfdAfter, func() { s.order(ctx, s.checkBFD(n)) })
+		}
 		_ = srv.ListPeer(ctx, &api.ListPeerRequest{Address: n.Address.String()}, func(p *api.Peer) {
 			if p.GetState().GetSessionState() == api.PeerState_SESSION_STATE_ESTABLISHED && p.GetTimers().GetState().GetNegotiatedHoldTime() == 0 {
 				s.log.Warn("BGP session with " + n.String() + " has hold time 0, as the router asks: only BFD would tell if it died")
 			}
 		})
+	}
+}
+
+func (s *Speaker) checkBFD(n Neighbor) task {
+	return func(ctx context.Context, srv *server.BgpServer) {
+		down := false
+		srv.ListBfdPeer(ctx, func(addr string, state *api.BfdPeerState) {
+			down = down || addr == n.Address.String() && state.GetSessionState() != api.BfdSessionState_BFD_SESSION_STATE_UP
+		})
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if now := s.sessions[n.Address]; down && now.established && time.Since(now.since) >= bfdAfter {
+			s.log.Warn("BGP session with " + n.String() + " has no BFD beside it: is it on at the router, and UDP port 3784 open? " +
+				"Without, each end misses the other only when the hold time is over")
+		}
 	}
 }
 

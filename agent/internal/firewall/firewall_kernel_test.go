@@ -2,6 +2,7 @@ package firewall
 
 import (
 	"context"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -211,4 +212,34 @@ func TestKernelRandomWalk(t *testing.T) {
 			t.Fatalf("the operator's rule is not where it was:\n%s", out)
 		}
 	})
+}
+
+// A VIP as the source of what comes from outside is dropped, wherever it is sent:
+// the kernel does that for IPv4 alone.
+func TestKernelForgedSource(t *testing.T) {
+	k := kernel(t, plan.IPv6)
+	agrees(t, k, shipped(plan.IPv6))
+	out := nstest.Run(t, "bash", "-ec", `
+		unshare -n sleep 60 & stranger=$!
+		trap "kill $stranger" EXIT
+		until [ "$(readlink /proc/$stranger/ns/net)" != "$(readlink /proc/self/ns/net)" ]; do sleep 0.01; done
+		there() { nsenter -t $stranger -n "$@"; }
+		ip link add eth0 type veth peer name far netns $stranger
+		ip addr add 2001:db8:1::11/64 dev eth0 nodad; there ip addr add 2001:db8:1::99/64 dev far nodad
+		ip addr add 2001:db8:10::10/128 dev lo nodad; there ip addr add 2001:db8:10::10/128 dev lo nodad
+		ip link set eth0 up; there ip link set lo up; there ip link set far up
+		send() { bash -c "echo x >/dev/udp/$1/5060"; }
+		send 2001:db8:10::10 # through lo
+		there bash -c "echo x >/dev/udp/2001:db8:1::11/5060"
+		ip6tables -nvxL MEDWAY-INPUT
+		there ip route add 2001:db8:1::11/128 dev far src 2001:db8:10::10
+		there bash -c "echo x >/dev/udp/2001:db8:1::11/5060"
+		for i in $(seq 100); do
+			if ip6tables -nvxL MEDWAY-INPUT | grep -q '^ *1 .*DROP .*!lo '; then echo dropped; exit; fi
+			sleep 0.05
+		done
+		ip6tables -nvxL MEDWAY-INPUT`)
+	if !strings.HasSuffix(out, "\ndropped\n") || !regexp.MustCompile(`(?m)^ *0 .*DROP .*!lo `).MatchString(out) {
+		t.Errorf("expected the last of three packets to be dropped:\n%s", out)
+	}
 }

@@ -46,6 +46,7 @@ func shipped(f plan.Family) plan.Host {
 			"-s 2001:db8:2::11/128 -p ipencap -j RETURN",
 			"-p ipencap -j DROP",
 			"-p ipv6 -j DROP",
+			"-s 2001:db8:10::10/128 ! -i lo -j DROP",
 			"-d 2001:db8:10::10/128 -p tcp -m tcp --dport 5060 -j RETURN",
 			"-d 2001:db8:10::10/128 -p udp -m udp --dport 5060 -j RETURN",
 			"-d 2001:db8:10::10/128 -p ipv6-icmp -m icmp6 --icmpv6-type 128 -j RETURN",
@@ -72,6 +73,7 @@ func shipped(f plan.Family) plan.Host {
 		"-d 203.0.113.10/32 -p icmp -m icmp --icmp-type 3/4 -j RETURN",
 		"-d 203.0.113.10/32 -j DROP")
 	put("raw", "PREROUTING", "MEDWAY-RAW",
+		"! -d 224.0.0.81/32 -i mw-dc2-lvs-a -j DROP",
 		"-d 224.0.0.81/32 -i sync01 -j ACCEPT",
 		"-d 203.0.113.10/32 -j CT --notrack")
 	return h
