@@ -63,7 +63,7 @@ var harms = map[string][]harm{
 			"a destination over IPv6", []string{"ipvsadm -d -t [2001:db8:10::10]:5060 -r [2001:db8:1::21]:5060"},
 			"ipvsadm -Sn", "-a -t [2001:db8:10::10]:5060 -r [2001:db8:1::21]:5060 -i -w 2",
 		},
-		{"a service", []string{"ipvsadm -D -u 203.0.113.10:5060"}, "ipvsadm -Sn", "-A -u 203.0.113.10:5060 -s sed"},
+		{"a service", []string{"ipvsadm -D -u 203.0.113.10:5060"}, "ipvsadm -Sn", "-A -u 203.0.113.10:5060 -s wrr"},
 		{"a VIP address", []string{"ip address delete 203.0.113.10/32 dev medway0"}, "ip address show dev medway0", "inet 203.0.113.10/32"},
 		{"an IPv6 VIP address", []string{"ip address delete 2001:db8:10::10/128 dev medway0"}, "ip address show dev medway0", "inet6 2001:db8:10::10/128"},
 		{"the device of the VIPs", []string{"ip link delete medway0"}, "ip address show", "inet 203.0.113.10/32"},

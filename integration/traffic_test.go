@@ -59,7 +59,11 @@ func TestLabTraffic(t *testing.T) {
 	}
 	for i, s := range report.Switches {
 		for j, c := range s.Calls {
-			// The calls were made in dc1: every answer must still come from there.
+			// The calls were made in dc1, at both of its backends: every answer must
+			// still come from there.
+			if n := len(c.Alive.Alive); n != 2 {
+				t.Errorf("switch %d: calls of %s are answered by %d backends, expected 2: %s", i, kinds[j], n, c.Alive)
+			}
 			for backend, n := range c.Alive.Alive {
 				if !strings.HasPrefix(backend, "dc1-") {
 					t.Errorf("switch %d: %d calls of %s are answered by %s", i, n, kinds[j], backend)

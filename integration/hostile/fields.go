@@ -70,6 +70,7 @@ func fields() (out []Case) {
 	for _, v := range []string{"", " ", "1\n2", "1\x00", strings.Repeat("1", 201), "\x1b[31m"} {
 		out = append(out, bad(fmt.Sprintf("settings: sysctl value %.60q", v), "settings", change(`{}`, v, "sysctls", "net.ipv4.vs.sync_ports"), "field sysctls.net.ipv4.vs.sync_ports", "printable"))
 	}
+	wrong(vip, at("services", 0, "scheduler"), "one of rr, wrr", "WRR", "random", "wrr ")
 	wrong("pools/sbc", at("scheduler"), "one of rr, wrr", "SED", "random", "sed ", "\x00", "sed\n")
 	out = append(out, bad("pools/sbc: lower above upper", "pools/sbc", `{"thresholds":{"upper":5,"lower":6}}`, "field thresholds.lower: value 6", "at most thresholds.upper (5)"),
 		bad("pools/sbc: lower without upper", "pools/sbc", `{"thresholds":{"lower":1}}`, "field thresholds.lower"))

@@ -145,7 +145,7 @@ func (h *Host) addVIP(s *state.Snapshot, self Self, v state.VIP) {
 				continue
 			}
 			h.Services[key] = Service{
-				Scheduler: pool.Scheduler, Persistence: service.Persistence, Engine: service.Engine, OnePacket: service.OnePacket,
+				Scheduler: pool.SchedulerOf(service), Persistence: service.Persistence, Engine: service.Engine, OnePacket: service.OnePacket,
 			}
 			for _, b := range s.BackendsOf(service.Pool) {
 				weight := pool.Remote

@@ -154,7 +154,7 @@ func TestBothFamilies(t *testing.T) {
 		if !maps.Equal(got, want) {
 			t.Errorf("%s has destinations %v, expected those of its own family: %v", vip, got, want)
 		}
-		udp := Service{Scheduler: "sed", Persistence: time.Minute, Engine: "sip", OnePacket: true}
+		udp := Service{Scheduler: "wrr", Persistence: time.Minute, Engine: "sip", OnePacket: true}
 		if got := h.Services[ServiceKey{UDP, vip, 5060}]; got != udp {
 			t.Errorf("%s: UDP service %+v, expected %+v", vip, got, udp)
 		}

@@ -380,6 +380,7 @@ func TestNotices(t *testing.T) {
 	}{
 		{"nothing", held{"pools/sbc", "{}", 0}, nil},
 		{"no backend of a family", held{"backends/sbc/b", `{"site":"dc1","address":"10.1.1.21"}`, 0}, []string{`vips/v: field services[0].pool: pool "sbc" has no backend with an IPv6 address`}},
+		{"UDP by active connections", held{"vips/v", strings.Replace(v6, `"protocol":"tcp"`, `"scheduler":"nq","protocol":"udp"`, 1), 0}, []string{`vips/v: field services[0].scheduler: nq (of the service or its pool "sbc") looks at active connections`}},
 		{"a site without a node", held{"backends/sbc/b2", `{"site":"dc9","address":"10.1.1.22"}`, 0}, []string{`backends/sbc/b2: field site: no node is in site "dc9"`}},
 		{"a group without a node", held{"nodes/n2", node("dc2", "g2", "2"), 0}, []string{`vips/v: field groups.dc2: value "g9": no node is in this group`}},
 		{"a prefix with hosts in it", held{"vips/v", strings.Replace(v6, `{`, `{"announcement":{"prefixes":["203.0.113.0/24","2001:db8::/47"]},`, 1), 0}, []string{`vips/v: field announcement.prefixes[1]: 2001:db8::/47 holds the address of backend sbc/b`}},

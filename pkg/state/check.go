@@ -50,9 +50,14 @@ func (s *Snapshot) checkVIPs() {
 	for name, v := range s.VIPs {
 		key := Key{Kind: KindVIP, A: name}
 		for i, service := range v.Services {
-			if _, ok := s.Pools[service.Pool]; !ok {
+			pool, ok := s.Pools[service.Pool]
+			if !ok {
 				s.fault(key, "field services[%d].pool: pool %q does not exist: the service stays as it is", i, service.Pool)
 				continue
+			}
+			if by := pool.SchedulerOf(service); service.Protocol == "udp" && slices.Contains(activeOnly, by) {
+				s.notice(key, "field services[%d].scheduler: %s (of the service or its pool %q) looks at active connections, and IPVS counts none of UDP: "+
+					"all goes to one backend; expected wrr or another", i, by, service.Pool)
 			}
 			if slices.ContainsFunc(v.Addresses, netip.Addr.Is4) && !v4[service.Pool] {
 				s.notice(key, "field services[%d].pool: pool %q has no backend with an IPv4 address", i, service.Pool)

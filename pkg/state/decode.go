@@ -281,3 +281,15 @@ func (c *checker) atMost(field string, length, most int) bool {
 var schedulers = []string{
 	"rr", "wrr", "lc", "wlc", "fo", "ovf", "lblc", "lblcr", "dh", "sh", "mh", "sed", "nq", "twos",
 }
+
+// activeOnly are those that look at active connections alone, of which UDP has
+// none (ip_vs_bind_dest in net/netfilter/ipvs/ip_vs_conn.c).
+var activeOnly = []string{"sed", "nq", "ovf"}
+
+// scheduler checks the name of one; "" is none.
+func (c *checker) scheduler(field, value string) string {
+	if value != "" && !slices.Contains(schedulers, value) {
+		c.wrong(field, value, "one of "+strings.Join(schedulers, ", "))
+	}
+	return value
+}

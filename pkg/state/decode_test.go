@@ -67,7 +67,7 @@ func TestGoodValues(t *testing.T) {
 				Announcement: Announcement{Communities: []uint32{0, 0xffffffff}, Routes: map[Rung]Route{}},
 			},
 		},
-		{"pool: all defaults", `{}`, KindPool, Pool{Scheduler: "sed", Local: 50000, Remote: 2}},
+		{"pool: all defaults", `{}`, KindPool, Pool{Local: 50000, Remote: 2}},
 		{
 			"pool: weights of 0 are not the default", `{"scheduler":"wrr","weights":{"local":0,"remote":65535},"thresholds":{"upper":5,"lower":5}}`,
 			KindPool, Pool{Scheduler: "wrr", Remote: 65535, Upper: 5, Lower: 5},

@@ -200,6 +200,7 @@ func (c *checker) services(list []*medwayv1.Service) []Service {
 		}
 		s.Pool = c.name(field("pool"), m.Pool)
 		s.Persistence = c.seconds(field("persistence"), m.Persistence, 0)
+		s.Scheduler = c.scheduler(field("scheduler"), m.Scheduler)
 		c.persistence(field, m)
 		out = append(out, s)
 	}
@@ -222,13 +223,7 @@ func (c *checker) persistence(field func(string) string, m *medwayv1.Service) {
 }
 
 func pool(c *checker, m *medwayv1.Pool) Pool {
-	p := Pool{Scheduler: m.Scheduler}
-	if p.Scheduler == "" {
-		p.Scheduler = "sed"
-	}
-	if !slices.Contains(schedulers, p.Scheduler) {
-		c.wrong("scheduler", p.Scheduler, "one of "+strings.Join(schedulers, ", "))
-	}
+	p := Pool{Scheduler: c.scheduler("scheduler", m.Scheduler)}
 	weights, thresholds := m.GetWeights(), m.GetThresholds()
 	if weights == nil {
 		weights = &medwayv1.Weights{}

@@ -104,6 +104,7 @@ func anyObject(t *rapid.T) (string, Key, proto.Message) {
 			m.Services = append(m.Services, &medwayv1.Service{
 				Protocol: rapid.SampledFrom([]string{"tcp", "udp"}).Draw(t, "protocol"), Port: port,
 				Pool: name.Draw(t, "pool"), Persistence: duration.Draw(t, "persistence"),
+				Scheduler: rapid.SampledFrom(append([]string{""}, schedulers...)).Draw(t, "scheduler"),
 			})
 		}
 		return kind, Key{Kind: KindVIP, A: name.Draw(t, "name")}, m

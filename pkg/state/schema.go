@@ -20,8 +20,8 @@ import (
 // new one. Hence the rule of rolling upgrades: agents before writers. Every node
 // publishes its schema in its own key. A tool that writes intent refuses a value
 // with fields newer than the oldest schema of any node ([NewerFields]); an agent
-// leaves such fields out of what it writes ([WithoutNewer]), since nobody waits
-// for them. The field schema itself has no since: it is how the others learn.
+// leaves such fields out of its own keys that others read (plan.PublishedIPv6).
+// The field schema itself has no since: it is how the others learn.
 const Schema = 2
 
 // NewerField is a field that came after a schema.
@@ -33,44 +33,32 @@ type NewerField struct {
 // NewerFields lists the fields set in a message, at any depth, that came after
 // schema.
 func NewerFields(m proto.Message, schema uint32) []NewerField {
-	var out []NewerField
-	walkNewer("", m.ProtoReflect(), schema, func(field string, since uint32, _ protoreflect.Message, _ protoreflect.FieldDescriptor) {
-		out = append(out, NewerField{field, since})
-	})
+	out := newerFields("", m.ProtoReflect(), schema)
 	slices.SortFunc(out, func(a, b NewerField) int { return cmp.Compare(a.Field, b.Field) })
 	return out
 }
 
-// WithoutNewer returns a copy of a message without the fields, at any depth,
-// that came after schema.
-func WithoutNewer[M proto.Message](m M, schema uint32) M {
-	out := proto.Clone(m).(M)
-	walkNewer("", out.ProtoReflect(), schema, func(_ string, _ uint32, in protoreflect.Message, f protoreflect.FieldDescriptor) { in.Clear(f) })
-	return out
-}
-
-func walkNewer(path string, m protoreflect.Message, schema uint32, newer func(string, uint32, protoreflect.Message, protoreflect.FieldDescriptor)) {
+func newerFields(path string, m protoreflect.Message, schema uint32) (out []NewerField) {
 	m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
-		field := join(path, string(f.Name()))
-		if since := sinceOf(f); since > schema {
-			newer(field, since, m, f)
-			return true
-		}
+		field, since := join(path, string(f.Name())), sinceOf(f)
 		switch {
+		case since > schema:
+			out = append(out, NewerField{field, since})
 		case f.IsMap() && f.MapValue().Message() != nil:
 			v.Map().Range(func(k protoreflect.MapKey, v protoreflect.Value) bool {
-				walkNewer(join(field, k.String()), v.Message(), schema, newer)
+				out = append(out, newerFields(join(field, k.String()), v.Message(), schema)...)
 				return true
 			})
 		case f.IsList() && f.Message() != nil:
 			for i := range v.List().Len() {
-				walkNewer(fmt.Sprintf("%s[%d]", field, i), v.List().Get(i).Message(), schema, newer)
+				out = append(out, newerFields(fmt.Sprintf("%s[%d]", field, i), v.List().Get(i).Message(), schema)...)
 			}
 		case !f.IsMap() && !f.IsList() && f.Message() != nil:
-			walkNewer(field, v.Message(), schema, newer)
+			out = append(out, newerFields(field, v.Message(), schema)...)
 		}
 		return true
 	})
+	return out
 }
 
 // sinceOf is the schema that a field came with.

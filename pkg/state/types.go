@@ -1,6 +1,7 @@
 package state
 
 import (
+	"cmp"
 	"net/netip"
 	"strconv"
 	"time"
@@ -84,13 +85,23 @@ type Service struct {
 	Persistence time.Duration // 0: none
 	Engine      string        // persistence engine: "" or "sip"
 	OnePacket   bool
+	Scheduler   string // "": the pool's
 }
 
 // Pool is a set of backends, and how connections are spread over them.
 type Pool struct {
-	Scheduler     string
+	Scheduler     string // "": SchedulerOf says
 	Local, Remote uint16 // weights
 	Upper, Lower  uint32 // connection thresholds; 0: none
+}
+
+// SchedulerOf is the IPVS scheduler of a service whose backends are the pool's.
+func (p Pool) SchedulerOf(s Service) string {
+	byProtocol := "sed"
+	if s.Protocol == "udp" {
+		byProtocol = "wrr"
+	}
+	return cmp.Or(s.Scheduler, p.Scheduler, byProtocol)
 }
 
 // Backend is one SBC, with an address of one family or of both.

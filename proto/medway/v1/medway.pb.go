@@ -468,7 +468,9 @@ type Service struct {
 	// persistence_engine it is for proxies that send many dialogues from one
 	// address and port. Alone it leaves nothing to sync, and datagrams of one
 	// dialogue go to different backends.
-	OnePacket     bool `protobuf:"varint,6,opt,name=one_packet,json=onePacket,proto3" json:"one_packet,omitempty"`
+	OnePacket bool `protobuf:"varint,6,opt,name=one_packet,json=onePacket,proto3" json:"one_packet,omitempty"`
+	// IPVS scheduler of this service; unset is the pool's.
+	Scheduler     string `protobuf:"bytes,7,opt,name=scheduler,proto3" json:"scheduler,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -543,6 +545,13 @@ func (x *Service) GetOnePacket() bool {
 		return x.OnePacket
 	}
 	return false
+}
+
+func (x *Service) GetScheduler() string {
+	if x != nil {
+		return x.Scheduler
+	}
+	return ""
 }
 
 // Announcement says how a VIP's routes are announced.
@@ -681,7 +690,9 @@ func (x *Route) GetPrepend() uint32 {
 // Pool is stored under /medway/v1/pools/<pool>.
 type Pool struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// IPVS scheduler. Default sed.
+	// IPVS scheduler of the services that name none. Default: sed for TCP, wrr for
+	// UDP. IPVS counts everything of UDP as inactive, and sed, nq and ovf look at
+	// active connections alone: with them one backend gets all.
 	Scheduler     string      `protobuf:"bytes,1,opt,name=scheduler,proto3" json:"scheduler,omitempty"`
 	Weights       *Weights    `protobuf:"bytes,2,opt,name=weights,proto3" json:"weights,omitempty"`
 	Thresholds    *Thresholds `protobuf:"bytes,3,opt,name=thresholds,proto3" json:"thresholds,omitempty"`
@@ -1737,7 +1748,7 @@ const file_medway_v1_medway_proto_rawDesc = "" +
 	"\fannouncement\x18\x04 \x01(\v2\x17.medway.v1.AnnouncementR\fannouncement\x1a9\n" +
 	"\vGroupsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc9\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xed\x01\n" +
 	"\aService\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\tR\bprotocol\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x12\n" +
@@ -1745,7 +1756,8 @@ const file_medway_v1_medway_proto_rawDesc = "" +
 	"\vpersistence\x18\x04 \x01(\tR\vpersistence\x123\n" +
 	"\x12persistence_engine\x18\x05 \x01(\tB\x04\xe8\xb8\x19\x02R\x11persistenceEngine\x12#\n" +
 	"\n" +
-	"one_packet\x18\x06 \x01(\bB\x04\xe8\xb8\x19\x02R\tonePacket\"\x8f\x02\n" +
+	"one_packet\x18\x06 \x01(\bB\x04\xe8\xb8\x19\x02R\tonePacket\x12\"\n" +
+	"\tscheduler\x18\a \x01(\tB\x04\xe8\xb8\x19\x02R\tscheduler\"\x8f\x02\n" +
 	"\fAnnouncement\x12 \n" +
 	"\vcommunities\x18\x01 \x03(\tR\vcommunities\x12 \n" +
 	"\bprefixes\x18\x02 \x03(\tB\x04\xe8\xb8\x19\x02R\bprefixes\x12/\n" +
