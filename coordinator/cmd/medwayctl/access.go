@@ -123,7 +123,9 @@ func parsePeople(nodes, operators, viewers []string) (people, error) {
 	return p, nil
 }
 
-// remember adds those that have medway's roles already and were not named.
+// remember adds those that have medway's roles already and were not named. A
+// role alone is nobody: a user who was deleted, or whose role was taken, has lost
+// a key or left, and must not come back by himself.
 func (p people) remember(have store.Access) (people, error) {
 	all := people{map[string]string{}, slices.Clone(p.operators), slices.Clone(p.viewers)}
 	maps.Copy(all.nodes, p.nodes)
@@ -133,7 +135,7 @@ func (p people) remember(have store.Access) (people, error) {
 	}
 	for _, role := range slices.Sorted(maps.Keys(have.Roles)) {
 		node, ok := strings.CutPrefix(role, nodeRolePrefix)
-		if !ok || named(node) {
+		if !ok || named(node) || !slices.Contains(have.Users[node], role) {
 			continue
 		}
 		if all.nodes[node] = siteOf(have.Roles[role]); all.nodes[node] == "" || state.CheckName(node) != nil {
