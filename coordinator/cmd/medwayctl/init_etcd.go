@@ -66,6 +66,10 @@ any certificate in.`,
 	f.BoolVar(&i.prune, "prune", false, "remove nodes and people who are not named")
 	f.BoolVar(&i.dryRun, "dry-run", false, "show what would change and change nothing")
 	f.StringVarP(&i.output, "output", "o", "text", "text or json")
+	completeWith(cmd, "output", "text", "json")
+	for _, name := range []string{"node", "operator", "viewer"} {
+		completeWith(cmd, name) // with no files
+	}
 	return cmd
 }
 

@@ -62,6 +62,14 @@ func command() *cobra.Command {
 	return root
 }
 
+// completionTime is how long a shell may wait for what etcd has to offer it.
+const completionTime = 2 * time.Second
+
+// completeWith offers a flag's values to the shell.
+func completeWith(cmd *cobra.Command, flag string, values ...string) {
+	_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
+}
+
 func endpointsFromEnvironment() []string {
 	if text := os.Getenv("ETCDCTL_ENDPOINTS"); text != "" {
 		return strings.Split(text, ",")
