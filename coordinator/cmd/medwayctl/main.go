@@ -6,8 +6,12 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
+	"net"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -30,6 +34,14 @@ func main() {
 	}
 }
 
+// version is that of this build, as of medway-agent.
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" && info.Main.Version != "(devel)" {
+		return info.Main.Version
+	}
+	return "unknown" // built without version control
+}
+
 // connection is how to reach etcd; its flags bear etcdctl's names.
 type connection struct {
 	endpoints     []string
@@ -43,6 +55,7 @@ func command() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "medwayctl",
 		Short:         "Load medway's configuration and see what its nodes do",
+		Version:       version(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
@@ -53,13 +66,27 @@ func command() *cobra.Command {
 	f.StringVar(&c.key, "key", os.Getenv("ETCDCTL_KEY"), "`file` with the client's key (ETCDCTL_KEY)")
 	f.BoolVar(&c.insecure, "insecure", os.Getenv("MEDWAYCTL_INSECURE") == "true", "allow http:// endpoints, without TLS (MEDWAYCTL_INSECURE=true)")
 	f.DurationVar(&c.timeout, "command-timeout", 5*time.Second, "how long to wait for etcd")
-	root.AddCommand(apply(&c), status(&c), initEtcd(&c), certs())
-	for _, cmd := range root.Commands() {
-		if run := cmd.RunE; run != nil {
-			cmd.RunE = func(cmd *cobra.Command, args []string) error { return c.explain(cmd.Context(), run(cmd, args)) }
+	for _, cmd := range []*cobra.Command{apply(&c), status(&c), initEtcd(&c)} {
+		run := cmd.RunE
+		cmd.RunE = func(cmd *cobra.Command, args []string) error {
+			c.warn(cmd.ErrOrStderr())
+			return c.explain(cmd.Context(), run(cmd, args))
 		}
+		root.AddCommand(cmd)
 	}
+	root.AddCommand(certs())
 	return root
+}
+
+// warn says where the client's key is no secret. It hinders nobody: the tool may
+// be needed at once.
+func (c *connection) warn(out io.Writer) {
+	if c.key == "" {
+		return
+	}
+	if err := store.CheckSecret(c.key); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		fmt.Fprintln(out, "medwayctl: warning: flag --key:", err)
+	}
 }
 
 // completionTime is how long a shell may wait for what etcd has to offer it.
@@ -86,13 +113,30 @@ func (c *connection) open() (*store.Client, error) {
 }
 
 func (c *connection) config() (store.Config, error) {
-	config := store.Config{Endpoints: c.endpoints, DialTimeout: c.timeout}
+	config := store.Config{DialTimeout: c.timeout}
+	if c.timeout <= 0 {
+		return config, fmt.Errorf("flag --command-timeout: value %s: expected more than 0s", c.timeout)
+	}
+	secure := false
 	for _, endpoint := range c.endpoints {
-		if !strings.HasPrefix(endpoint, "https://") && !c.insecure {
+		endpoint = strings.TrimSpace(endpoint)
+		scheme, host, found := strings.Cut(endpoint, "://")
+		if !found {
+			scheme, host = "http", endpoint // as etcdctl takes it
+		}
+		if scheme != "https" && !c.insecure {
 			return config, fmt.Errorf("flag --endpoints: value %q: expected https://, or --insecure beside it", endpoint)
 		}
+		if _, port, err := net.SplitHostPort(strings.TrimSuffix(host, "/")); err != nil || port == "" {
+			return config, fmt.Errorf("flag --endpoints: value %q: expected https://HOST:PORT", endpoint)
+		}
+		secure = secure || scheme == "https"
+		config.Endpoints = append(config.Endpoints, endpoint)
 	}
-	if c.insecure {
+	if len(config.Endpoints) == 0 {
+		return config, errors.New("flag --endpoints: expected at least one URL")
+	}
+	if !secure {
 		return config, nil
 	}
 	var err error
@@ -108,7 +152,10 @@ func (c *connection) tls() (*tls.Config, error) {
 			return nil, fmt.Errorf("flag --cacert: %w", err)
 		}
 	}
-	if c.cert != "" || c.key != "" {
+	if (c.cert == "") != (c.key == "") {
+		return nil, errors.New("flags --cert and --key: one is given: expected both, or none")
+	}
+	if c.cert != "" {
 		if t.GetClientCertificate, err = store.ClientCertificate(c.cert, c.key); err != nil {
 			return nil, fmt.Errorf("flags --cert and --key: %w", err)
 		}
