@@ -231,10 +231,18 @@ func TestCerts(t *testing.T) {
 		{[]string{"--client", "ca"}, "the authority's own"},
 		{[]string{"--client", "bob", "--days", "0"}, "flag --days: value 0"},
 		{[]string{"--client", "bob", "--days", "36500"}, "but the authority ends"},
+		{[]string{"--client", "bob", "--days", "9223372036854775807"}, "expected 1 to 36500"},
+		{[]string{"--client", "bob", "--server", "e2=https://10.1.0.6:2379"}, `host "https://10.1.0.6:2379": expected an address or a DNS name`},
+		{[]string{"--client", "bob", "--server", "e2=10.1.0.6,,e2.example.com"}, `host ""`},
+		{[]string{"--client", "bob", "--server", "bob=10.1.0.6"}, `name "bob": it is given twice`},
+		{[]string{"--client", "bob", "--client", "ca"}, "the authority's own"},
 	} {
 		if out, err := run(t, append([]string{"certs", "--dir", dir}, test.args...)...); err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%q: error %v, expected it to contain %q\n%s", test.args, err, test.want, out)
 		}
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != len(before) {
+		t.Errorf("what was refused has left something: %v, %v", entries, err)
 	}
 	for name, text := range before {
 		if now, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(now) != text {
