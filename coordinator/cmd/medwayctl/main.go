@@ -3,7 +3,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -139,28 +138,14 @@ func (c *connection) config() (store.Config, error) {
 	if !secure {
 		return config, nil
 	}
-	var err error
-	config.TLS, err = c.tls()
-	return config, err
-}
-
-func (c *connection) tls() (*tls.Config, error) {
-	t := &tls.Config{MinVersion: tls.VersionTLS12}
-	var err error
-	if c.ca != "" {
-		if t.RootCAs, err = store.CertPool(c.ca); err != nil {
-			return nil, fmt.Errorf("flag --cacert: %w", err)
-		}
-	}
 	if (c.cert == "") != (c.key == "") {
-		return nil, errors.New("flags --cert and --key: one is given: expected both, or none")
+		return config, errors.New("flags --cert and --key: one is given: expected both, or none")
 	}
-	if c.cert != "" {
-		if t.GetClientCertificate, err = store.ClientCertificate(c.cert, c.key); err != nil {
-			return nil, fmt.Errorf("flags --cert and --key: %w", err)
-		}
+	var err error
+	if config.TLS, err = store.TLS(c.ca, c.cert, c.key); err != nil {
+		return config, fmt.Errorf("flags --cacert, --cert and --key: %w", err)
 	}
-	return t, nil
+	return config, nil
 }
 
 // explain adds to an error that is one of the connection what is wrong with it.
