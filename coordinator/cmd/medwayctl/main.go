@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -11,12 +12,15 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
 )
 
@@ -158,4 +162,42 @@ func (c *connection) explain(ctx context.Context, err error) error {
 		return err
 	}
 	return errors.Join(err, store.Reach(ctx, config))
+}
+
+// expiresSoon is how long before its end a member's certificate is called to
+// mind; a node does the same with its own.
+const expiresSoon = 14 * 24 * time.Hour
+
+// members looks at each of etcd's servers by itself: as long as most of them
+// work nothing else tells of one that is down, or will be.
+func (c *connection) members(ctx context.Context, now time.Time) []state.Fault {
+	config, err := c.config()
+	if err != nil {
+		return nil // whoever opens a client says it
+	}
+	found := make([][]state.Fault, len(config.Endpoints))
+	var all sync.WaitGroup
+	for i, endpoint := range config.Endpoints {
+		all.Go(func() { found[i] = member(ctx, config, endpoint, now) })
+	}
+	all.Wait()
+	return slices.Concat(found...)
+}
+
+func member(ctx context.Context, config store.Config, endpoint string, now time.Time) (out []state.Fault) {
+	config.Endpoints = []string{endpoint}
+	if config.TLS != nil {
+		config.TLS = config.TLS.Clone()
+		config.TLS.VerifyConnection = func(s tls.ConnectionState) error {
+			if end := s.PeerCertificates[0].NotAfter; end.Sub(now) < expiresSoon {
+				reason := fmt.Sprintf("%s: its certificate is valid until %s: renew it", endpoint, end.UTC().Format(time.RFC3339))
+				out = append(out, state.Fault{Key: "etcd", Reason: reason, Notice: true})
+			}
+			return nil
+		}
+	}
+	if err := store.Reach(ctx, config); err != nil {
+		out = append(out, state.Fault{Key: "etcd", Reason: err.Error()})
+	}
+	return out
 }

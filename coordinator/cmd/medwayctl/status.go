@@ -32,10 +32,14 @@ Exit status: 0 also where something is wrong; 1 if etcd could not be read.`,
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), c.timeout)
 			defer cancel()
+			// It takes its time where a member is silent: let that not add up.
+			members := make(chan []state.Fault, 1)
+			go func() { members <- c.members(ctx, time.Now()) }()
 			snapshot, nodes, err := read(ctx, c)
 			if err != nil {
 				return err
 			}
+			snapshot.Faults = slices.Concat(snapshot.Faults, <-members)
 			known := vipNames(snapshot, nodes)
 			for _, vip := range vips {
 				if !slices.Contains(known, vip) {
@@ -85,17 +89,20 @@ func read(ctx context.Context, c *connection) (*state.Snapshot, []*medwayv1.Stat
 	}
 	snapshot := cache.Snapshot()
 	var nodes []*medwayv1.Status
-	var unread []state.Fault
+	var more []state.Fault
 	for _, e := range entries {
 		s, err := state.DecodeStatus(e.Value)
 		if err != nil {
 			// One bad value should not hide what the other nodes say.
-			unread = append(unread, state.Fault{Key: state.Printable(e.Key), Reason: err.Error()})
+			more = append(more, state.Fault{Key: state.Printable(e.Key), Reason: err.Error()})
 			continue
 		}
 		nodes = append(nodes, s)
 	}
-	snapshot.Faults = slices.Concat(snapshot.Faults, unread)
+	for _, trouble := range client.Troubles() {
+		more = append(more, state.Fault{Key: "etcd", Reason: trouble, Notice: true})
+	}
+	snapshot.Faults = slices.Concat(snapshot.Faults, more)
 	return snapshot, nodes, nil
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -259,6 +260,31 @@ func TestJSONSaysAllThatTheTableDoes(t *testing.T) {
 	var out bytes.Buffer
 	if err := writeJSON(&out, &state.Snapshot{}, nil, nil); err != nil || strings.Contains(out.String(), "null") {
 		t.Errorf("of nothing: %v %s", err, &out)
+	}
+}
+
+// TestStatusTellsOfEtcd: a member that is down, and certificates that end soon.
+func TestStatusTellsOfEtcd(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "pki")
+	if out, err := run(t, "certs", "--dir", dir, "--server", "etcd1=127.0.0.1", "--client", "alice", "--days", "10"); err != nil {
+		t.Fatal(err, out)
+	}
+	file := func(name string) string { return filepath.Join(dir, name) }
+	url := startEtcd(t, "https", "--cert-file", file("etcd1.pem"), "--key-file", file("etcd1.key"), "--trusted-ca-file", file("ca.pem"), "--client-cert-auth")
+	flags := []string{"--cacert", file("ca.pem"), "--cert", file("alice.pem"), "--key", file("alice.key"), "--command-timeout", "20s"}
+	if out, err := run(t, append(flags, "status", "--endpoints", url)...); err != nil { // waits for etcd
+		t.Fatal(err, out)
+	}
+	out, err := run(t, append(flags, "status", "--endpoints", url+",https://127.0.0.1:1")...)
+	until := time.Now().UTC().Add(10 * 24 * time.Hour).Format("2006-01-02")
+	for _, want := range []string{
+		"Faults\n  etcd: https://127.0.0.1:1: can't connect: connect: connection refused\n",
+		"\nNotices\n  etcd: the certificate of user \"alice\" is valid until " + until,
+		"\n  etcd: " + url + ": its certificate is valid until " + until,
+	} {
+		if err != nil || !strings.Contains(out, want) {
+			t.Errorf("%v: %q is not in\n%s", err, want, out)
+		}
 	}
 }
 
