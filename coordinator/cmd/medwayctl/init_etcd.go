@@ -109,11 +109,12 @@ func (i *initializer) run(ctx context.Context, named people) error {
 	}
 	list := changes(have, all.access(), i.prune, config.User())
 	notes, err := i.check(ctx, client, have, all, config.User())
-	if err == nil && i.dryRun && len(list) > 0 {
-		err = errDiffers
-	}
 	if err != nil || i.dryRun {
-		return errors.Join(err, i.tell(list, notes, false))
+		err = errors.Join(err, i.tell(list, notes, false))
+		if err == nil && len(list) > 0 {
+			err = errDiffers
+		}
+		return err
 	}
 	for n, change := range list {
 		if change.Verb == store.EnableAuth {
