@@ -89,6 +89,9 @@ func parsePeople(nodes, operators, viewers []string) (people, error) {
 		if name == store.RootUser {
 			return fmt.Errorf("flag %s: value %q: expected another name: root is etcd's administrator, and is always there", flag, name)
 		}
+		if name == rescuer {
+			return fmt.Errorf("flag %s: value %q: expected another name: it is init-etcd's own, and goes again", flag, name)
+		}
 		if other, twice := taken[name]; twice {
 			return fmt.Errorf("flag %s: value %q: it is in %s already, and a user is one thing", flag, name, other)
 		}

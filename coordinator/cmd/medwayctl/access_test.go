@@ -245,6 +245,7 @@ func TestPeopleAreChecked(t *testing.T) {
 		{nodes: []string{"n1=dc1", "n1=dc2"}, want: "it is in --node already"},
 		{nodes: []string{"n1=dc1"}, viewers: []string{"n1"}, want: `flag --viewer: value "n1": it is in --node already`},
 		{operators: []string{"root"}, want: "flag --operator"},
+		{operators: []string{rescuer}, want: "it is init-etcd's own"},
 		{operators: []string{""}, want: "flag --operator"},
 		{operators: []string{" alice"}, want: "flag --operator"},
 		{viewers: []string{"a,b"}, want: "flag --viewer"},
