@@ -43,7 +43,7 @@ $(LINTER):
 	@GOBIN=$(CURDIR)/.cache $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VER)
 	@mv .cache/golangci-lint $@
 
-test: setup build ## Run every test, those of the kernel and of the lab included; one summary line at the end
+test: setup build ## Run the tests, those of the kernel and of the lab included; one summary line at the end
 	@scripts/test.sh
 
 fuzz: ## Run every fuzz target for FUZZTIME (default 30s), with a line of figures each

@@ -245,21 +245,27 @@ func (e Etcd) validate(wrong func(field string, value any, expected string)) {
 func (c Config) CheckFiles() error {
 	var errs []error
 	add := func(err error) { errs = append(errs, err) }
-	if c.Etcd.Key != "" && !c.Etcd.Insecure {
-		add(checkSecret("etcd.key", c.Etcd.Key))
-	}
+	add(c.Etcd.checkKey())
 	_, err := c.Etcd.tls()
 	add(err)
 	if c.Etcd.Cert != "" && err == nil {
-		add(checkExpiry("etcd.cert", c.Etcd.Cert))
+		add(checkCertificate("etcd.cert", c.Etcd.Cert, c.Node))
 	}
 	_, err = c.BGP.passwords()
 	add(err)
 	return errors.Join(errs...)
 }
 
-// checkSecret refuses a secret that other users of the host can read, as sshd
-// does. A group may: keys are often shared with one.
+// checkKey is for --check and the status. A start is not refused for it: the host
+// would be without an agent, which is worse.
+func (e Etcd) checkKey() error {
+	if e.Key == "" || e.Insecure {
+		return nil
+	}
+	return checkSecret("etcd.key", e.Key)
+}
+
+// checkSecret refuses what is no file, and a secret that is none on this host.
 func checkSecret(field, path string) error {
 	info, err := os.Stat(path)
 	switch {
@@ -267,14 +273,16 @@ func checkSecret(field, path string) error {
 		return fmt.Errorf("field %s: %w", field, err)
 	case !info.Mode().IsRegular():
 		return fmt.Errorf("field %s: value %q: expected a file", field, path)
-	case info.Mode().Perm()&0o027 != 0:
-		return fmt.Errorf("field %s: value %q: mode %04o: expected no access for others and no writing by its group (chmod 600)", field, path, info.Mode().Perm())
+	}
+	if err := store.CheckSecret(path); err != nil {
+		return fmt.Errorf("field %s: %w", field, err)
 	}
 	return nil
 }
 
-// checkExpiry says when a certificate is out of its time.
-func checkExpiry(field, path string) error {
+// checkCertificate says when a certificate is out of its time, or of another
+// node: etcd takes its common name for the user.
+func checkCertificate(field, path, node string) error {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return fmt.Errorf("field %s: %w", field, err)
@@ -290,6 +298,9 @@ func checkExpiry(field, path string) error {
 	if now := time.Now(); now.Before(certificate.NotBefore) || now.After(certificate.NotAfter) {
 		return fmt.Errorf("field %s: value %q: valid from %s to %s: expected a certificate that is valid now", field, path,
 			certificate.NotBefore.Format(time.DateTime), certificate.NotAfter.Format(time.DateTime))
+	}
+	if name := certificate.Subject.CommonName; name != node {
+		return fmt.Errorf("field %s: value %q: its common name is %s: expected that of this node, %q", field, path, state.Quote(name), node)
 	}
 	return nil
 }

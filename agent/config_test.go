@@ -5,6 +5,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/pem"
 	"math/big"
 	"net/netip"
@@ -19,6 +20,8 @@ import (
 
 	"github.com/medway-lb/medway/agent/internal/bgp"
 	"github.com/medway-lb/medway/pkg/state"
+
+	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
 )
 
 // goodConfig is the file of CONFIG.md, without what does not exist yet.
@@ -263,7 +266,8 @@ func TestNoErrorHoldsASecret(t *testing.T) {
 	}
 }
 
-// TestCheckFiles: `medway-agent run --check` says what would fail at the start.
+// TestCheckFiles: `medway-agent run --check` says what would fail at the start,
+// and what etcd would refuse or others could read.
 func TestCheckFiles(t *testing.T) {
 	dir := t.TempDir()
 	write := func(name, text string, mode os.FileMode) string {
@@ -279,6 +283,7 @@ func TestCheckFiles(t *testing.T) {
 	cert, key := certificate(t, time.Now().Add(time.Hour))
 	expired, expiredKey := certificate(t, time.Now().Add(-time.Hour))
 	good := Config{
+		Node: "n1",
 		Etcd: Etcd{CA: write("ca.pem", cert, 0o644), Cert: write("c.pem", cert, 0o644), Key: write("k.pem", key, 0o600)},
 		BGP:  BGP{Neighbors: []Neighbor{{Address: netip.MustParseAddr("10.1.0.1"), PasswordFile: write("secret", "hunter2\n", 0o640)}}},
 	}
@@ -295,6 +300,7 @@ func TestCheckFiles(t *testing.T) {
 		{"an expired certificate", func(c *Config) {
 			c.Etcd.Cert, c.Etcd.Key = write("e.pem", expired, 0o644), write("e.key", expiredKey, 0o600)
 		}, []string{"field etcd.cert", "valid now"}},
+		{"a certificate of another node", func(c *Config) { c.Node = "n2" }, []string{"field etcd.cert", `common name is "n1"`, `expected that of this node, "n2"`}},
 		{"a key that all may read", func(c *Config) { c.Etcd.Key = write("open.pem", key, 0o644) }, []string{"field etcd.key", "mode 0644", "chmod 600"}},
 		{"a password that all may read", func(c *Config) { c.BGP.Neighbors[0].PasswordFile = write("open", "hunter2", 0o604) }, []string{"field bgp.neighbors[0].password_file", "mode 0604"}},
 		{"a password that a group may write", func(c *Config) { c.BGP.Neighbors[0].PasswordFile = write("group", "hunter2", 0o660) }, []string{"password_file", "mode 0660"}},
@@ -328,6 +334,41 @@ func TestCheckFiles(t *testing.T) {
 	}
 }
 
+// TestAnOpenKeyIsAFault while the agent runs: it is said, and the agent works.
+func TestAnOpenKeyIsAFault(t *testing.T) {
+	cert, key := certificate(t, time.Now().Add(time.Hour))
+	config := testConfig(t, "n1", "dc1", "")
+	config.Etcd = Etcd{Endpoints: []string{"https://127.0.0.1:1"}, Cert: filepath.Join(t.TempDir(), "c.pem"), Key: filepath.Join(t.TempDir(), "c.key")}
+	for file, text := range map[string]string{config.Etcd.Cert: cert, config.Etcd.Key: key} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a, err := newAgent(config, testLog(t), newFakes().host())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	a.status.node = &medwayv1.Status{}
+	shown := func() bool {
+		for _, f := range a.statusNow().Faults {
+			if f.Subject == "etcd" && strings.Contains(f.Reason, "field etcd.key: value") && strings.Contains(f.Reason, "mode 0644") {
+				return true
+			}
+		}
+		return false
+	}
+	if shown() {
+		t.Error("of a key that is secret")
+	}
+	if err := os.Chmod(config.Etcd.Key, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if !shown() {
+		t.Errorf("not shown: %v", a.statusNow().Faults)
+	}
+}
+
 // certificate makes one, and its key, that is valid until a time.
 func certificate(t *testing.T, until time.Time) (cert, key string) {
 	t.Helper()
@@ -335,7 +376,7 @@ func certificate(t *testing.T, until time.Time) (cert, key string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: until.Add(-2 * time.Hour), NotAfter: until}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "n1"}, NotBefore: until.Add(-2 * time.Hour), NotAfter: until}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &private.PublicKey, private)
 	if err != nil {
 		t.Fatal(err)

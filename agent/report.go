@@ -189,6 +189,9 @@ func (a *Agent) statusNow() *medwayv1.Status {
 	for _, trouble := range a.store.Troubles() {
 		out.Faults = append(out.Faults, &medwayv1.Fault{Subject: "etcd", Reason: trouble})
 	}
+	if err := a.config.Etcd.checkKey(); err != nil {
+		out.Faults = append(out.Faults, &medwayv1.Fault{Subject: "etcd", Reason: err.Error()})
+	}
 	out.Drift = a.drift.status()
 	return out
 }

@@ -7,8 +7,11 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 inside=$REPO/scripts/lab-inside.sh
 vm_is_up() { "$REPO/scripts/vm.sh" status >/dev/null 2>&1; }
+is_built() { [[ -x $REPO/bin/medway-lab ]]; }
 # What only looks at a lab must not boot a machine for it.
-running() { host_has_ipvs || vm_is_up || die "no lab is up: make lab"; }
+running() {
+  if ! is_built || ! { host_has_ipvs || vm_is_up; }; then die "no lab is up: make lab"; fi
+}
 
 case ${1:-} in
   up)
@@ -43,8 +46,9 @@ TEXT
     exec "$REPO/scripts/with-kernel.sh" "$inside" status
     ;;
   down)
-    if host_has_ipvs; then exec "$inside" down; fi
-    exec "$REPO/scripts/vm.sh" down
+    if ! host_has_ipvs; then exec "$REPO/scripts/vm.sh" down; fi
+    is_built || { say "was not up"; exit 0; }   # make clean, in a clone where nothing was built
+    exec "$inside" down
     ;;
   *) die "usage: lab.sh up|shell NODE [CMD...]|status|down" ;;
 esac

@@ -134,9 +134,17 @@ func ServesAs(cert *x509.Certificate, hosts []string) error {
 	return nil
 }
 
-func (a *Authority) issue(name string, template *x509.Certificate, valid time.Duration) error {
+// CheckName says whether files of a certificate can have the name.
+func CheckName(name string) error {
 	if name == authorityName || name == "" || name == "." || name == ".." || filepath.Base(name) != name {
 		return fmt.Errorf("name %q: expected one that can name a file, and not %q, the authority's own", name, authorityName)
+	}
+	return nil
+}
+
+func (a *Authority) issue(name string, template *x509.Certificate, valid time.Duration) error {
+	if err := CheckName(name); err != nil {
+		return err
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

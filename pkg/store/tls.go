@@ -60,6 +60,20 @@ func ClientCertificate(cert, key string) (func(*tls.CertificateRequestInfo) (*tl
 	}, nil
 }
 
+// CheckSecret says by an error that other users of the host can read a file that
+// is secret, or its group write it. A group may read: keys are often shared with
+// one.
+func CheckSecret(file string) error {
+	info, err := os.Stat(file)
+	if err != nil {
+		return err
+	}
+	if mode := info.Mode().Perm(); mode&0o027 != 0 {
+		return fmt.Errorf("value %q: mode %04o: expected no access for others and no writing by its group (chmod 600)", file, mode)
+	}
+	return nil
+}
+
 type fileVersion struct {
 	modified time.Time
 	size     int64

@@ -94,6 +94,7 @@ func status() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
+	completeWith(cmd, "output", "text", "json")
 	return s.flags(cmd)
 }
 

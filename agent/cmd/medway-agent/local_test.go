@@ -102,6 +102,18 @@ func TestCommandsOnTheSocket(t *testing.T) {
 	}
 }
 
+// TestFlagsAreCompleted with what they may be, not with files.
+func TestFlagsAreCompleted(t *testing.T) {
+	for _, test := range [][]string{
+		{"run", "--log-level", "debug\ninfo\nwarn\nerror\n:4\n"}, {"run", "--log-format", "console\njson\n:4\n"},
+		{"plan", "--output", "text\njson\n:4\n"}, {"plan", "--from", "etcd\ndisk\n:4\n"}, {"status", "--output", "text\njson\n:4\n"},
+	} {
+		if out, err := execute(t, "__complete", test[0], test[1], ""); err != nil || !strings.HasPrefix(out, test[2]) {
+			t.Errorf("%q: %q, %v", test[:2], out, err)
+		}
+	}
+}
+
 func TestNoAgentRuns(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "agent.sock")
 	for _, args := range [][]string{{"status"}, {"withdraw", "v"}, {"resume", "v"}, {"accept"}} {

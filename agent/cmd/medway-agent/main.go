@@ -84,11 +84,18 @@ state then: a stop and a start under calls loses none.`,
 	cmd.Flags().BoolVar(&check, "check", false, "check the file and those that it names, and exit")
 	cmd.Flags().StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	cmd.Flags().StringVar(&format, "log-format", "console", "console or json")
+	completeWith(cmd, "log-level", "debug", "info", "warn", "error")
+	completeWith(cmd, "log-format", "console", "json")
 	return cmd
 }
 
 func configFlag(cmd *cobra.Command, config *string) {
 	cmd.Flags().StringVarP(config, "config", "c", "/etc/medway/agent.yaml", "the agent's `file`")
+}
+
+// completeWith offers a flag's values to the shell.
+func completeWith(cmd *cobra.Command, flag string, values ...string) {
+	_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 }
 
 func logger(level, format string) (*zap.Logger, error) {

@@ -89,6 +89,9 @@ func parsePeople(nodes, operators, viewers []string) (people, error) {
 		if name == store.RootUser {
 			return fmt.Errorf("flag %s: value %q: expected another name: root is etcd's administrator, and is always there", flag, name)
 		}
+		if name == rescuer {
+			return fmt.Errorf("flag %s: value %q: expected another name: it is init-etcd's own, and goes again", flag, name)
+		}
 		if other, twice := taken[name]; twice {
 			return fmt.Errorf("flag %s: value %q: it is in %s already, and a user is one thing", flag, name, other)
 		}
@@ -123,7 +126,9 @@ func parsePeople(nodes, operators, viewers []string) (people, error) {
 	return p, nil
 }
 
-// remember adds those that have medway's roles already and were not named.
+// remember adds those that have medway's roles already and were not named. A
+// role alone is nobody: a user who was deleted, or whose role was taken, has lost
+// a key or left, and must not come back by himself.
 func (p people) remember(have store.Access) (people, error) {
 	all := people{map[string]string{}, slices.Clone(p.operators), slices.Clone(p.viewers)}
 	maps.Copy(all.nodes, p.nodes)
@@ -133,7 +138,7 @@ func (p people) remember(have store.Access) (people, error) {
 	}
 	for _, role := range slices.Sorted(maps.Keys(have.Roles)) {
 		node, ok := strings.CutPrefix(role, nodeRolePrefix)
-		if !ok || named(node) {
+		if !ok || named(node) || !slices.Contains(have.Users[node], role) {
 			continue
 		}
 		if all.nodes[node] = siteOf(have.Roles[role]); all.nodes[node] == "" || state.CheckName(node) != nil {

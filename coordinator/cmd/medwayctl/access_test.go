@@ -134,6 +134,11 @@ func TestChangesOfWhatDiffers(t *testing.T) {
 		{"a viewer becomes an operator", func(*store.Access) {}, people{operators: []string{"grafana"}}, false, []string{
 			"+ user grafana: role medway-operator", "- user grafana: role medway-viewer",
 		}},
+		{"a node's user is deleted, for its key is lost", func(a *store.Access) { delete(a.Users, "n1") }, people{}, false, nil},
+		{"a node's role is taken from it", func(a *store.Access) { a.Users["n1"] = nil }, people{}, false, nil},
+		{"a node's user is deleted, and is named again", func(a *store.Access) { delete(a.Users, "n1") }, people{nodes: map[string]string{"n1": "dc1"}}, false, []string{
+			"+ user n1", "+ user n1: role medway-node-n1",
+		}},
 		{"what a killed run left", func(a *store.Access) { a.Users[rescuer] = []string{"root"} }, people{}, false, []string{"- user " + rescuer}},
 		{"prune", func(a *store.Access) {
 			a.Users["alice"] = []string{"medway-operator", "shop"}
@@ -214,7 +219,10 @@ func TestRememberNeedsASite(t *testing.T) {
 		for _, site := range keys {
 			rights[store.PrefixRange("/medway/v1/owners/"+site+"/")] = store.Rights{Write: true}
 		}
-		have := store.Access{Roles: map[string]map[store.Range]store.Rights{"medway-node-n1": rights}}
+		have := store.Access{
+			Roles: map[string]map[store.Range]store.Rights{"medway-node-n1": rights},
+			Users: map[string][]string{"n1": {"medway-node-n1"}},
+		}
 		if _, err := (people{}).remember(have); err == nil || !strings.Contains(err.Error(), "--node n1=SITE") {
 			t.Errorf("sites %v: %v", keys, err)
 		}
@@ -237,6 +245,7 @@ func TestPeopleAreChecked(t *testing.T) {
 		{nodes: []string{"n1=dc1", "n1=dc2"}, want: "it is in --node already"},
 		{nodes: []string{"n1=dc1"}, viewers: []string{"n1"}, want: `flag --viewer: value "n1": it is in --node already`},
 		{operators: []string{"root"}, want: "flag --operator"},
+		{operators: []string{rescuer}, want: "it is init-etcd's own"},
 		{operators: []string{""}, want: "flag --operator"},
 		{operators: []string{" alice"}, want: "flag --operator"},
 		{viewers: []string{"a,b"}, want: "flag --viewer"},

@@ -15,8 +15,8 @@ import (
 	"github.com/medway-lb/medway/pkg/store"
 )
 
-// errDiffers ends `apply --dry-run` where something would be written.
-var errDiffers = errors.New("objects differ from what is stored")
+// errDiffers ends a --dry-run where something would be written.
+var errDiffers = errors.New("what is stored differs")
 
 func apply(c *connection) *cobra.Command {
 	var paths []string

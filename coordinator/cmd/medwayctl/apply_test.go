@@ -109,10 +109,16 @@ func TestFlagsAreChecked(t *testing.T) {
 		{[]string{"apply"}, `"filename" not set`},
 		{[]string{"apply", "-f", dir, "more"}, "unknown command"},
 		{[]string{"status", "-o", "yaml"}, `flag --output: value "yaml": expected table or json`},
-		{[]string{"status", "--cacert", "/nowhere/ca"}, "flag --cacert: open /nowhere/ca"},
+		{[]string{"status", "--cacert", "/nowhere/ca"}, "flags --cacert, --cert and --key: open /nowhere/ca"},
 		{[]string{"status", "--cacert", filepath.Join(dir, "a.yaml")}, "expected a file with PEM certificates"},
-		{[]string{"status", "--cert", "/nowhere/c"}, "flags --cert and --key: open /nowhere/c"},
-		{[]string{"status", "--key", "/nowhere/k"}, "flags --cert and --key"},
+		{[]string{"status", "--cert", "/nowhere/c", "--key", "/nowhere/k"}, "flags --cacert, --cert and --key: open /nowhere/"},
+		{[]string{"status", "--cert", "/nowhere/c"}, "flags --cert and --key: one is given"},
+		{[]string{"status", "--key", "/nowhere/k"}, "flags --cert and --key: one is given"},
+		{[]string{"status", "--insecure", "--endpoints", "https://127.0.0.1:1", "--cert", "/nowhere/c"}, "flags --cert and --key: one is given"},
+		{[]string{"status", "--endpoints", "https://127.0.0.1"}, `value "https://127.0.0.1": expected https://HOST:PORT`},
+		{[]string{"status", "--endpoints", "https://127.0.0.1:1, https://[::1]"}, `value "https://[::1]": expected https://HOST:PORT`},
+		{[]string{"status", "--endpoints", ""}, "flag --endpoints: expected at least one URL"},
+		{[]string{"status", "--command-timeout", "0"}, "flag --command-timeout: value 0s: expected more than 0s"},
 	} {
 		if out, err := run(t, test.args...); err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%q: error %v, expected it to contain %q\n%s", test.args, err, test.want, out)
@@ -248,5 +254,20 @@ func TestApplyAndStatus(t *testing.T) {
 	}
 	if out, err = do("status", "-o", "json"); err != nil || !strings.Contains(out, `"med": 100`) {
 		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// TestAnOpenKeyIsSaid, and only that.
+func TestAnOpenKeyIsSaid(t *testing.T) {
+	dir := files(t, map[string]string{"a.key": "x"})
+	file := filepath.Join(dir, "a.key")
+	for _, mode := range []os.FileMode{0o600, 0o640, 0o644} {
+		if err := os.Chmod(file, mode); err != nil {
+			t.Fatal(err)
+		}
+		out, err := run(t, "status", "--cert", "/nowhere/c", "--key", file)
+		if warned := strings.Contains(out, "warning: flag --key: value"); err == nil || warned != (mode == 0o644) {
+			t.Errorf("mode %o: %v\n%s", mode, err, out)
+		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"strings"
 	"time"
 
@@ -46,28 +47,82 @@ away from the servers: whoever has it can be anyone.`,
 	f.StringArrayVar(&want.servers, "server", nil, "`NAME=HOST[,HOST...]` of an etcd member (may be repeated)")
 	f.StringArrayVar(&want.clients, "client", nil, "`NAME` of a node or a person (may be repeated)")
 	f.IntVar(&want.days, "days", 365, "how long new certificates are valid")
+	completeWith(cmd, "server")
+	completeWith(cmd, "client")
+	_ = cmd.MarkFlagDirname("dir")
 	_ = cmd.MarkFlagRequired("dir")
 	return cmd
 }
 
-func (c certificates) make(out io.Writer) error {
-	if c.days < 1 {
-		return fmt.Errorf("flag --days: value %d: expected at least 1", c.days)
+// maxDays is more than any authority lasts, and less than a duration can hold.
+const maxDays = 36500
+
+// check refuses all that is wrong before the first file is made, and returns
+// the servers' hosts.
+func (c certificates) check() (hosts map[string][]string, err error) {
+	if c.days < 1 || c.days > maxDays {
+		return nil, fmt.Errorf("flag --days: value %d: expected 1 to %d", c.days, maxDays)
 	}
-	valid := time.Duration(c.days) * 24 * time.Hour
-	servers := map[string][]string{}
-	for _, text := range c.servers {
-		name, hosts, ok := strings.Cut(text, "=")
-		if !ok || name == "" || hosts == "" {
-			return fmt.Errorf("flag --server: value %q: expected NAME=HOST, with the addresses or names of the member", text)
+	taken := map[string]bool{}
+	take := func(flag, name string) error {
+		if err := pki.CheckName(name); err != nil {
+			return fmt.Errorf("flag %s: %w", flag, err)
 		}
-		servers[text] = strings.Split(hosts, ",")
+		if taken[name] {
+			return fmt.Errorf("flag %s: name %q: it is given twice, and would have one file", flag, name)
+		}
+		taken[name] = true
+		return nil
+	}
+	hosts = map[string][]string{}
+	for _, text := range c.servers {
+		name, list, ok := strings.Cut(text, "=")
+		if !ok || name == "" || list == "" {
+			return nil, fmt.Errorf("flag --server: value %q: expected NAME=HOST, with the addresses or names of the member", text)
+		}
+		if err := take("--server", name); err != nil {
+			return nil, err
+		}
+		hosts[text] = strings.Split(list, ",")
+		for _, host := range hosts[text] {
+			if !isHost(host) {
+				return nil, fmt.Errorf("flag --server: value %q: host %q: expected an address or a DNS name, without scheme and port", text, host)
+			}
+		}
 	}
 	for _, name := range c.clients {
 		if err := checkUser(name); err != nil {
-			return fmt.Errorf("flag --client: %w", err)
+			return nil, fmt.Errorf("flag --client: %w", err)
+		}
+		if err := take("--client", name); err != nil {
+			return nil, err
 		}
 	}
+	return hosts, nil
+}
+
+// isHost tells whether a text is an address or can be a DNS name.
+func isHost(text string) bool {
+	if net.ParseIP(text) != nil {
+		return true
+	}
+	for label := range strings.SplitSeq(text, ".") {
+		other := func(r rune) bool {
+			return r != '-' && r != '_' && (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z')
+		}
+		if label == "" || strings.ContainsFunc(label, other) {
+			return false
+		}
+	}
+	return true
+}
+
+func (c certificates) make(out io.Writer) error {
+	servers, err := c.check()
+	if err != nil {
+		return err
+	}
+	valid := time.Duration(c.days) * 24 * time.Hour
 	authority, made, err := pki.Open(c.dir)
 	if err != nil {
 		return err

@@ -41,7 +41,10 @@ is not locked out, that no agent at work is, and that every server takes the
 certificate's name.
 
 If all else fails: etcdctl auth disable, with root's certificate, lets everybody with
-any certificate in.`,
+any certificate in.
+
+Exit status: 0 done, or with --dry-run nothing to do; 1 an error; 2 with --dry-run:
+something would be changed.`,
 		Example: `  medwayctl init-etcd --node dc1-lvs-a=dc1 --node dc2-lvs-a=dc2 --operator alice --viewer grafana --dry-run
   medwayctl init-etcd --node dc2-lvs-b=dc2      # one node more`,
 		Args: cobra.NoArgs,
@@ -66,6 +69,10 @@ any certificate in.`,
 	f.BoolVar(&i.prune, "prune", false, "remove nodes and people who are not named")
 	f.BoolVar(&i.dryRun, "dry-run", false, "show what would change and change nothing")
 	f.StringVarP(&i.output, "output", "o", "text", "text or json")
+	completeWith(cmd, "output", "text", "json")
+	for _, name := range []string{"node", "operator", "viewer"} {
+		completeWith(cmd, name) // with no files
+	}
 	return cmd
 }
 
@@ -103,7 +110,11 @@ func (i *initializer) run(ctx context.Context, named people) error {
 	list := changes(have, all.access(), i.prune, config.User())
 	notes, err := i.check(ctx, client, have, all, config.User())
 	if err != nil || i.dryRun {
-		return errors.Join(err, i.tell(list, notes, false))
+		err = errors.Join(err, i.tell(list, notes, false))
+		if err == nil && len(list) > 0 {
+			err = errDiffers
+		}
+		return err
 	}
 	for n, change := range list {
 		if change.Verb == store.EnableAuth {
@@ -185,13 +196,13 @@ func (i *initializer) enable(ctx context.Context, config store.Config, client *s
 		return fmt.Errorf("authentication is not enabled: all servers must be there for that: %w", err)
 	}
 	password := rand.Text()
-	for _, change := range []store.AccessChange{
-		{Verb: store.AddUser, User: rescuer, Password: password},
-		{Verb: store.GiveRole, User: rescuer, Role: store.RootUser},
-		{Verb: store.EnableAuth},
-	} {
+	if err := client.ChangeAccess(ctx, store.AccessChange{Verb: store.AddUser, User: rescuer, Password: password}); err != nil {
+		return err
+	}
+	for _, change := range []store.AccessChange{{Verb: store.GiveRole, User: rescuer, Role: store.RootUser}, {Verb: store.EnableAuth}} {
 		if err := client.ChangeAccess(ctx, change); err != nil {
-			return err
+			// It may have been done all the same, unseen and unchecked.
+			return errors.Join(err, disable(config, password))
 		}
 	}
 	var wrong []error
@@ -234,7 +245,7 @@ func disable(config store.Config, password string) error {
 		err = client.ChangeAccess(ctx, store.AccessChange{Verb: store.DeleteUser, User: rescuer})
 	}
 	if err != nil {
-		return fmt.Errorf("authentication could not be disabled again: try etcdctl --user %s:%s auth disable: %w", rescuer, password, err)
+		return fmt.Errorf("authentication could not be disabled again: try etcdctl --user %s auth disable, with the password %s: %w", rescuer, password, err)
 	}
 	return errors.New("authentication was disabled again")
 }

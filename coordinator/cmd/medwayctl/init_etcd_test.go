@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -82,7 +83,7 @@ func TestInitEtcd(t *testing.T) {
 	expect("an agent at work", out, err, "nothing was changed: agents are at work", "--node n2=dc2")
 	setUp := []string{"init-etcd", "--node", "n1=dc1", "--node", "n2=dc3", "--operator", "alice", "--viewer", "grafana"}
 	out, err = do("root", append(setUp, "--dry-run")...)
-	if err != nil || !strings.Contains(out, "+ enable authentication\nnote: node n2 may work in site dc3, but says that it is in dc2\n") || !strings.HasSuffix(out, " changes, none made\n") {
+	if !errors.Is(err, errDiffers) || !strings.Contains(out, "+ enable authentication\nnote: node n2 may work in site dc3, but says that it is in dc2\n") || !strings.HasSuffix(out, " changes, none made\n") {
 		t.Errorf("dry run: %v\n%s", err, out)
 	}
 	if diff := cmp.Diff(empty, access()); diff != "" {
@@ -98,7 +99,7 @@ func TestInitEtcd(t *testing.T) {
 	if diff := cmp.Diff(want.access(), full); diff != "" {
 		t.Error(diff)
 	}
-	for _, args := range [][]string{setUp, {"init-etcd"}, {"init-etcd", "--viewer", "grafana"}} {
+	for _, args := range [][]string{setUp, {"init-etcd"}, {"init-etcd", "--viewer", "grafana"}, {"init-etcd", "--dry-run"}} {
 		if out, err := do("root", args...); err != nil || !strings.HasSuffix(out, "nothing to change\n") {
 			t.Errorf("again, %q: %v\n%s", args, err, out)
 		}
@@ -173,6 +174,28 @@ func TestInitEtcdWithoutClientCertAuth(t *testing.T) {
 	}
 }
 
+// What could not be enabled, or not for sure, leaves no user with a password.
+func TestEnableFails(t *testing.T) {
+	_, as := secure(t, "--client-cert-auth")
+	flags := as("root")
+	client := connect(t, flags)
+	i := initializer{connection: &connection{endpoints: flags[1:2], ca: flags[3], cert: flags[5], key: flags[7], timeout: 20 * time.Second}}
+	config, err := i.config()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.Access(t.Context()); err != nil { // it waits until the server is there
+		t.Fatal(err)
+	}
+	err = i.enable(t.Context(), config, client) // there is no root yet
+	if err == nil || !strings.Contains(err.Error(), "root user") || !strings.Contains(err.Error(), "authentication was disabled again") {
+		t.Errorf("%v", err)
+	}
+	if a, err := client.Access(t.Context()); err != nil || a.Enabled || len(a.Users) != 0 {
+		t.Errorf("left behind: %+v, %v", a, err)
+	}
+}
+
 func TestInitEtcdOverPlainHTTP(t *testing.T) {
 	url := startEtcd(t, "http")
 	out, err := run(t, "init-etcd", "--operator", "alice", "--insecure", "--endpoints", url, "--command-timeout", "20s")
@@ -231,10 +254,18 @@ func TestCerts(t *testing.T) {
 		{[]string{"--client", "ca"}, "the authority's own"},
 		{[]string{"--client", "bob", "--days", "0"}, "flag --days: value 0"},
 		{[]string{"--client", "bob", "--days", "36500"}, "but the authority ends"},
+		{[]string{"--client", "bob", "--days", "9223372036854775807"}, "expected 1 to 36500"},
+		{[]string{"--client", "bob", "--server", "e2=https://10.1.0.6:2379"}, `host "https://10.1.0.6:2379": expected an address or a DNS name`},
+		{[]string{"--client", "bob", "--server", "e2=10.1.0.6,,e2.example.com"}, `host ""`},
+		{[]string{"--client", "bob", "--server", "bob=10.1.0.6"}, `name "bob": it is given twice`},
+		{[]string{"--client", "bob", "--client", "ca"}, "the authority's own"},
 	} {
 		if out, err := run(t, append([]string{"certs", "--dir", dir}, test.args...)...); err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%q: error %v, expected it to contain %q\n%s", test.args, err, test.want, out)
 		}
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != len(before) {
+		t.Errorf("what was refused has left something: %v, %v", entries, err)
 	}
 	for name, text := range before {
 		if now, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(now) != text {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -23,16 +22,24 @@ func status(c *connection) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status [VIP...]",
 		Short: "Show what every node does for every VIP",
+		Long: `Show what every node says of every VIP, or of those named: its role, the MED that it
+announces and why, its sessions, and all that is wrong with keys and nodes.
+
+Exit status: 0 also where something is wrong; 1 if etcd could not be read.`,
 		RunE: func(cmd *cobra.Command, vips []string) error {
 			if output != "table" && output != "json" {
 				return fmt.Errorf("flag --output: value %q: expected table or json", output)
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), c.timeout)
 			defer cancel()
+			// It takes its time where a member is silent: let that not add up.
+			members := make(chan []state.Fault, 1)
+			go func() { members <- c.members(ctx, time.Now()) }()
 			snapshot, nodes, err := read(ctx, c)
 			if err != nil {
 				return err
 			}
+			snapshot.Faults = slices.Concat(snapshot.Faults, <-members)
 			known := vipNames(snapshot, nodes)
 			for _, vip := range vips {
 				if !slices.Contains(known, vip) {
@@ -40,12 +47,23 @@ func status(c *connection) *cobra.Command {
 				}
 			}
 			if output == "json" {
-				return writeJSON(cmd.OutOrStdout(), nodes)
+				return writeJSON(cmd.OutOrStdout(), snapshot, nodes, vips)
 			}
 			return writeTable(cmd.OutOrStdout(), snapshot, nodes, vips, time.Now())
 		},
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
+	completeWith(cmd, "output", "table", "json")
+	cmd.ValidArgsFunction = func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+		ctx, cancel := context.WithTimeout(cmd.Context(), completionTime)
+		defer cancel()
+		snapshot, nodes, err := read(ctx, c)
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		rest := slices.DeleteFunc(vipNames(snapshot, nodes), func(vip string) bool { return slices.Contains(args, vip) || state.CheckName(vip) != nil })
+		return rest, cobra.ShellCompDirectiveNoFileComp
+	}
 	return cmd
 }
 
@@ -71,31 +89,21 @@ func read(ctx context.Context, c *connection) (*state.Snapshot, []*medwayv1.Stat
 	}
 	snapshot := cache.Snapshot()
 	var nodes []*medwayv1.Status
-	var unread []state.Fault
+	var more []state.Fault
 	for _, e := range entries {
 		s, err := state.DecodeStatus(e.Value)
 		if err != nil {
 			// One bad value should not hide what the other nodes say.
-			unread = append(unread, state.Fault{Key: state.Printable(e.Key), Reason: err.Error()})
+			more = append(more, state.Fault{Key: state.Printable(e.Key), Reason: err.Error()})
 			continue
 		}
 		nodes = append(nodes, s)
 	}
-	snapshot.Faults = slices.Concat(snapshot.Faults, unread)
+	for _, trouble := range client.Troubles() {
+		more = append(more, state.Fault{Key: "etcd", Reason: trouble, Notice: true})
+	}
+	snapshot.Faults = slices.Concat(snapshot.Faults, more)
 	return snapshot, nodes, nil
-}
-
-func writeJSON(out io.Writer, nodes []*medwayv1.Status) error {
-	var list []json.RawMessage
-	for _, n := range nodes {
-		list = append(list, state.Encode(n))
-	}
-	text, err := json.MarshalIndent(map[string]any{"nodes": list}, "", "  ")
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprintf(out, "%s\n", text)
-	return err
 }
 
 func writeTable(out io.Writer, s *state.Snapshot, nodes []*medwayv1.Status, only []string, now time.Time) error {
@@ -106,20 +114,26 @@ func writeTable(out io.Writer, s *state.Snapshot, nodes []*medwayv1.Status, only
 		if len(only) > 0 && !slices.Contains(only, vip) {
 			continue
 		}
+		served := false
 		for _, n := range nodes {
 			for _, v := range n.Vips {
 				if v.Vip != vip {
 					continue
 				}
+				served = true
 				med := "-"
 				if v.Med != nil {
 					med = fmt.Sprint(*v.Med)
 				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\n", cell(vip), target(s, v),
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\n", cell(vip), target(s, vip, v.Target),
 					cell(n.Site), cell(n.Node), cell(v.Role), med, cell(v.Claim), v.ActiveConnections, v.InactiveConnections,
 					sessions(n), nodeState(s, n, now))
 				why = append(why, fmt.Sprintf("%s on %s: %s", vip, n.Node, v.Reason))
 			}
+		}
+		if !served {
+			fmt.Fprintf(w, "%s\t%s\t-\t-\t-\t-\t-\t-\t-\t-\tno node\n", cell(vip), target(s, vip, s.Targets[vip].Site))
+			why = append(why, vip+": no agent of its groups has reported yet: "+groups(s.VIPs[vip]))
 		}
 		if l, locked := s.Locks[vip]; locked {
 			locks = append(locks, vip+": "+describe(l))
@@ -250,14 +264,23 @@ func section(out io.Writer, title string, lines []string) {
 	}
 }
 
-// target is the target that a node acts on, which is not that of the key where
-// the key's value is wrong.
-func target(s *state.Snapshot, v *medwayv1.VIPStatus) string {
-	key := state.Key{Kind: state.KindTarget, A: v.Vip}.String()
+// target is the site that a node acts on, which is not that of the key where the
+// key's value is wrong.
+func target(s *state.Snapshot, vip, site string) string {
+	key := state.Key{Kind: state.KindTarget, A: vip}.String()
 	if slices.ContainsFunc(s.Faults, func(f state.Fault) bool { return f.Key == key }) {
-		return cell(v.Target) + " (key is wrong)"
+		return cell(site) + " (key is wrong)"
 	}
-	return cell(v.Target)
+	return cell(site)
+}
+
+// groups lists a VIP's groups with their sites.
+func groups(v state.VIP) string {
+	var out []string
+	for _, site := range slices.Sorted(maps.Keys(v.Groups)) {
+		out = append(out, v.Groups[site]+" in "+site)
+	}
+	return strings.Join(out, ", ")
 }
 
 // cell is a value in a table.

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -149,7 +150,7 @@ func TestHostileTextDoesNotReachTheTerminal(t *testing.T) {
 		}
 	}
 	out.Reset()
-	if err := writeJSON(&out, nodes); err != nil {
+	if err := writeJSON(&out, s, nodes, nil); err != nil {
 		t.Fatal(err)
 	}
 	var got struct{ Nodes []struct{ Node string } }
@@ -186,10 +187,10 @@ func TestNodeState(t *testing.T) {
 }
 
 func TestJSONIsWhatTheNodesSay(t *testing.T) {
-	_, nodes := picture()
+	s, nodes := picture()
 	for _, list := range [][]*medwayv1.Status{nodes, nil} {
 		var out bytes.Buffer
-		if err := writeJSON(&out, list); err != nil {
+		if err := writeJSON(&out, s, list, nil); err != nil {
 			t.Fatal(err)
 		}
 		var got struct{ Nodes []json.RawMessage }
@@ -204,5 +205,107 @@ func TestJSONIsWhatTheNodesSay(t *testing.T) {
 				t.Errorf("node %d: %v, %v, expected %v", i, s, err, list[i])
 			}
 		}
+	}
+}
+
+// TestJSONSaysAllThatTheTableDoes: faults of keys, locks, who lives; and of the
+// VIPs those that were asked for.
+func TestJSONSaysAllThatTheTableDoes(t *testing.T) {
+	s, nodes := picture()
+	s.Revision = 7
+	s.Locks = map[string]state.Lock{"sip-1": {Since: now, Reason: "packets in dc2", From: "dc1", To: "dc2", By: "n2"}, "sip-2": {Malformed: true}}
+	s.Faults = append(s.Faults, state.Fault{Key: "/medway/v1/vips/sip-1", Reason: "no node", Notice: true})
+	for _, test := range []struct {
+		only, vips []string
+	}{
+		{nil, []string{"gone -", "sip-1 dc1 2024-11-22T17:00:00Z dc1 dc2 n2 packets in dc2", "sip-2 locked"}},
+		{[]string{"sip-2"}, []string{"sip-2 locked"}},
+	} {
+		var out bytes.Buffer
+		if err := writeJSON(&out, s, nodes, test.only); err != nil {
+			t.Fatal(err)
+		}
+		var d document
+		if err := json.Unmarshal(out.Bytes(), &d); err != nil {
+			t.Fatal(err)
+		}
+		var vips []string
+		for _, v := range d.VIPs {
+			text := v.VIP + " " + v.Target
+			switch l := v.Lock; {
+			case l == nil:
+				text += "-"
+			case l.Since == nil:
+				text += "locked"
+			default:
+				text += " " + strings.Join([]string{l.Since.Format(time.RFC3339), l.From, l.To, l.By, l.Reason}, " ")
+			}
+			vips = append(vips, text)
+		}
+		if diff := cmp.Diff(test.vips, vips); diff != "" {
+			t.Error(diff)
+		}
+		want := document{
+			Revision: 7, VIPs: d.VIPs, Alive: []string{"n1"}, Nodes: d.Nodes,
+			Faults:  []faultDocument{{"/medway/v1/pools/sbc", "empty value"}},
+			Notices: []faultDocument{{"/medway/v1/vips/sip-1", "no node"}},
+		}
+		if diff := cmp.Diff(want, d); diff != "" {
+			t.Error(diff)
+		}
+		if got := strings.Contains(out.String(), `"active standby"`) || strings.Contains(out.String(), `"owner in the target site"`); got != (test.only == nil) {
+			t.Errorf("of %v it shows what nodes say of sip-1: %v", test.only, got)
+		}
+	}
+	var out bytes.Buffer
+	if err := writeJSON(&out, &state.Snapshot{}, nil, nil); err != nil || strings.Contains(out.String(), "null") {
+		t.Errorf("of nothing: %v %s", err, &out)
+	}
+}
+
+// TestStatusTellsOfEtcd: a member that is down, and certificates that end soon.
+func TestStatusTellsOfEtcd(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "pki")
+	if out, err := run(t, "certs", "--dir", dir, "--server", "etcd1=127.0.0.1", "--client", "alice", "--days", "10"); err != nil {
+		t.Fatal(err, out)
+	}
+	file := func(name string) string { return filepath.Join(dir, name) }
+	url := startEtcd(t, "https", "--cert-file", file("etcd1.pem"), "--key-file", file("etcd1.key"), "--trusted-ca-file", file("ca.pem"), "--client-cert-auth")
+	flags := []string{"--cacert", file("ca.pem"), "--cert", file("alice.pem"), "--key", file("alice.key"), "--command-timeout", "20s"}
+	if out, err := run(t, append(flags, "status", "--endpoints", url)...); err != nil { // waits for etcd
+		t.Fatal(err, out)
+	}
+	out, err := run(t, append(flags, "status", "--endpoints", url+",https://127.0.0.1:1")...)
+	until := time.Now().UTC().Add(10 * 24 * time.Hour).Format("2006-01-02")
+	for _, want := range []string{
+		"Faults\n  etcd: https://127.0.0.1:1: can't connect: connect: connection refused\n",
+		"\nNotices\n  etcd: the certificate of user \"alice\" is valid until " + until,
+		"\n  etcd: " + url + ": its certificate is valid until " + until,
+	} {
+		if err != nil || !strings.Contains(out, want) {
+			t.Errorf("%v: %q is not in\n%s", err, want, out)
+		}
+	}
+}
+
+// TestVIPWithoutANode: what was stored is shown before an agent runs, and says
+// what is missing.
+func TestVIPWithoutANode(t *testing.T) {
+	s := &state.Snapshot{
+		VIPs:    map[string]state.VIP{"sip-1": {Groups: map[string]string{"dc2": "g2", "dc1": "g1"}}},
+		Targets: map[string]state.Target{"sip-1": {Site: "dc1"}},
+	}
+	var out bytes.Buffer
+	if err := writeTable(&out, s, nil, nil, now); err != nil {
+		t.Fatal(err)
+	}
+	want := `VIP    TARGET  SITE  NODE  ROLE  MED  CLAIM  ACTIVE  INACT  BGP  NODE STATE
+sip-1  dc1     -     -     -     -    -      -       -      -    no node
+
+Why
+  sip-1: no agent of its groups has reported yet: g1 in dc1, g2 in dc2
+`
+	if diff := cmp.Diff(want, out.String()); diff != "" {
+		t.Error(diff)
 	}
 }
