@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"fmt"
 	"maps"
 	"net/netip"
 	"reflect"
@@ -123,15 +124,9 @@ func (d *decider) planKernel(in plan.Input, next *time.Time) {
 	if len(d.lingering) > 0 {
 		with.VIPs = maps.Clone(s.VIPs)
 		for address, l := range d.lingering {
-			name := l.name + " (leaving)" // no key can bear it
-			v, ok := with.VIPs[name]
-			if !ok {
-				v = l.vip
-				v.Addresses = nil
-			}
-			v.Addresses = append(v.Addresses, address)
-			slices.SortFunc(v.Addresses, netip.Addr.Compare)
-			with.VIPs[name] = v
+			v := l.vip
+			v.Addresses = []netip.Addr{address}
+			with.VIPs[fmt.Sprintf("%s (leaving: %s)", l.name, address)] = v // no key can bear this name
 		}
 	}
 	host := plan.KernelOf(&with, d.self)

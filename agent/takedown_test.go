@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"fmt"
 	"maps"
 	"net/netip"
 	"reflect"
@@ -170,6 +171,31 @@ func TestAnAddressLingersUntilNoRouterHasIt(t *testing.T) {
 	p.demand(t, "back before it was gone", false, "203.0.113.10")
 	p.pass(time.Hour)
 	p.demand(t, "stays", false, "203.0.113.10")
+}
+
+// TestLingeringAddressesKeepTheirOwnServices: two may have left the same VIP, with
+// other services at the time of each.
+func TestLingeringAddressesKeepTheirOwnServices(t *testing.T) {
+	p := newPlanner()
+	const v = `{"addresses":[%s],"services":[{"protocol":"tcp","port":%d,"pool":"sbc"}],"groups":{"dc1":"dc1-edge1"}}`
+	p.put("vips/v", fmt.Sprintf(v, `"203.0.113.10","203.0.113.11","203.0.113.12"`, 5060))
+	p.plan()
+	p.flushed = false
+	p.put("vips/v", fmt.Sprintf(v, `"203.0.113.11","203.0.113.12"`, 5061))
+	p.plan()
+	p.put("vips/v", fmt.Sprintf(v, `"203.0.113.12"`, 5062))
+	for range 50 { // maps have no order
+		p.plan()
+	}
+	var got []string
+	for k := range p.wanted.host.Services {
+		got = append(got, k.String())
+	}
+	slices.Sort(got)
+	want := []string{"service tcp 203.0.113.10:5060", "service tcp 203.0.113.11:5061", "service tcp 203.0.113.12:5062"}
+	if !slices.Equal(got, want) || p.plans != 3 {
+		t.Errorf("%d plans, the last with %q", p.plans, got)
+	}
 }
 
 // TestTheSnapshotOnDiskAndThenEtcd: what was served before lingers, though intent
