@@ -134,11 +134,24 @@ func (d *decider) planKernel(in plan.Input, next *time.Time) {
 	if d.host != nil && d.resync == resync && reflect.DeepEqual(*d.host, host) {
 		return
 	}
+	if d.host != nil {
+		d.notReady(host)
+	}
 	d.host, d.resync = &host, resync
 	d.mu.Lock()
 	d.wanted = &wanted{host: host, resync: resync}
 	d.mu.Unlock()
 	poke(d.replan)
+}
+
+// notReady forgets that the kernel has had an address that comes back: it may be
+// removing it just now.
+func (d *decider) notReady(host plan.Host) {
+	for _, a := range vipAddresses(host) {
+		if _, stays := d.host.Addresses[a]; !stays {
+			delete(d.ready, a.Prefix.Addr())
+		}
+	}
 }
 
 // concerns are the VIPs to decide on, sorted: those of the plan, and those that

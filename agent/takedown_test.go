@@ -198,6 +198,32 @@ func TestLingeringAddressesKeepTheirOwnServices(t *testing.T) {
 	}
 }
 
+// TestAnAddressThatComesBackIsNotReady before the kernel has it again.
+func TestAnAddressThatComesBackIsNotReady(t *testing.T) {
+	p := newPlanner()
+	address := netip.MustParseAddr("203.0.113.10")
+	p.plan()
+	p.ready[address] = true
+	p.put("settings", `{"settle":"0s"}`)
+	p.demand(t, "other settings", false, "203.0.113.10")
+	p.flushed = false
+	p.delete("vips/v")
+	p.plan()
+	p.put("vips/v", vipValue("203.0.113.10"))
+	p.demand(t, "back before it was gone", false, "203.0.113.10")
+	if !p.ready[address] {
+		t.Error("not ready, though it never left the kernel's plan")
+	}
+	p.flushed = true
+	p.delete("vips/v")
+	p.demand(t, "deleted", true)
+	p.put("vips/v", vipValue("203.0.113.10"))
+	p.demand(t, "put again", true, "203.0.113.10")
+	if p.ready[address] {
+		t.Error("ready by what was heard before it went")
+	}
+}
+
 // TestTheSnapshotOnDiskAndThenEtcd: what was served before lingers, though intent
 // is the same from the first look on.
 func TestTheSnapshotOnDiskAndThenEtcd(t *testing.T) {
