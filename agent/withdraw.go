@@ -42,30 +42,43 @@ func (w withdrawal) String() string {
 	return text
 }
 
-func (a *Agent) withdrawalsFile() string { return filepath.Join(a.config.StateDir, "withdrawn.json") }
+func (c Config) withdrawalsFile() string { return filepath.Join(c.StateDir, "withdrawn.json") }
+
+// readWithdrawals reads the file; there are none where it is missing or damaged.
+func readWithdrawals(path string) (map[string]withdrawal, error) {
+	vips := map[string]withdrawal{}
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return vips, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(text, &vips)
+	}
+	if err == nil && vips == nil {
+		err = errors.New("null: expected an object")
+	}
+	if err != nil {
+		return map[string]withdrawal{}, fmt.Errorf("%s: %w", path, err)
+	}
+	return vips, nil
+}
 
 // loadWithdrawals reads the file. One that can't be read means that what was
 // withdrawn is announced again, which is said.
 func (a *Agent) loadWithdrawals() {
-	a.withdrawn.vips = map[string]withdrawal{}
-	text, err := os.ReadFile(a.withdrawalsFile())
-	if errors.Is(err, fs.ErrNotExist) {
-		return
-	}
-	if err == nil {
-		err = json.Unmarshal(text, &a.withdrawn.vips)
-	}
+	path := a.config.withdrawalsFile()
+	vips, err := readWithdrawals(path)
 	if err != nil {
-		a.withdrawn.vips = map[string]withdrawal{}
-		a.withdrawn.unreadable = fmt.Errorf("%s: %w", a.withdrawalsFile(), err)
-		a.log.Error("what was withdrawn by hand is not known, and announced", zap.Error(a.withdrawn.unreadable))
-		if err := os.Rename(a.withdrawalsFile(), a.withdrawalsFile()+".damaged"); err != nil {
+		a.withdrawn.unreadable = err
+		a.log.Error("what was withdrawn by hand is not known, and announced", zap.Error(err))
+		if err := os.Rename(path, path+".damaged"); err != nil {
 			a.log.Error("can't put it aside", zap.Error(err))
 		}
 	}
-	for vip, w := range a.withdrawn.vips {
+	for vip, w := range vips {
 		a.log.Warn(vip + ": is withdrawn " + w.String())
 	}
+	a.withdrawn.vips = vips
 }
 
 // setWithdrawals changes what is withdrawn, and saves it. The change is in force
@@ -81,7 +94,7 @@ func (a *Agent) setWithdrawals(change func(map[string]withdrawal)) error {
 	poke(a.wake)
 	text, err := json.Marshal(vips)
 	if err == nil {
-		err = store.ReplaceFile(a.withdrawalsFile(), append(text, '\n'))
+		err = store.ReplaceFile(a.config.withdrawalsFile(), append(text, '\n'))
 	}
 	if err != nil {
 		err = fmt.Errorf("done, but can't be kept for the next start: %w", err)

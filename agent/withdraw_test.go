@@ -148,17 +148,26 @@ func TestAWithdrawalThatCantBeKeptIsInForce(t *testing.T) {
 
 func TestDamagedWithdrawalsAreSaid(t *testing.T) {
 	n := newNode(t)
-	file := filepath.Join(n.config.StateDir, "withdrawn.json")
-	if err := os.WriteFile(file, []byte("{"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	n.run()
-	n.announces("203.0.113.10/32 100")
-	if !n.fault("withdrawals", "could not be read") {
-		t.Errorf("%v", n.status().Faults)
-	}
-	if text, err := os.ReadFile(file + ".damaged"); err != nil || string(text) != "{" {
-		t.Errorf("not kept: %q %v", text, err)
+	file := n.config.withdrawalsFile()
+	for _, text := range []string{"{", "", "null"} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		n.fakes = newFakes()
+		n.run()
+		n.announces("203.0.113.10/32 100")
+		if !n.fault("withdrawals", "could not be read") {
+			t.Errorf("%q: %v", text, n.status().Faults)
+		}
+		if kept, err := os.ReadFile(file + ".damaged"); err != nil || string(kept) != text {
+			t.Errorf("%q: not kept: %q %v", text, kept, err)
+		}
+		// It can be withdrawn again.
+		if _, err := n.socket().Withdraw(t.Context(), local.Order{VIP: "v", Now: true}); err != nil {
+			t.Error(err)
+		}
+		n.announces("")
+		n.stop()
 	}
 }
 
