@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/medway-lb/medway/pkg/plan"
+	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
 )
 
@@ -123,18 +124,37 @@ func (e errUnknownVIP) Error() string {
 	return fmt.Sprintf("VIP %q: expected one of this node's, %q", e.vip, e.known)
 }
 
+// knows refuses a VIP that this node does not serve. While it has no snapshot to
+// act on yet, the VIPs of the one on disk count.
+func (a *Agent) knows(vip string) error {
+	v := a.view()
+	a.mu.Lock()
+	before := a.before
+	a.mu.Unlock()
+	var known []string
+	switch {
+	case v.snapshot != nil:
+		known = plan.VIPs(v.snapshot, a.self)
+	case before != nil:
+		known = slices.Sorted(maps.Keys(before))
+	default:
+		return fmt.Errorf("VIP %q: which ones this node serves is not known yet: etcd has not answered, and there is no snapshot on disk", vip)
+	}
+	if !slices.Contains(known, vip) {
+		return errUnknownVIP{vip, known}
+	}
+	return nil
+}
+
 // withdrawVIP takes a VIP's routes back until it is resumed, and says what was done.
 func (a *Agent) withdrawVIP(vip, reason string, now bool) (string, error) {
 	was, already := a.handWithdrawals()[vip]
 	if !already {
-		var known []string
-		if v := a.view(); v.snapshot != nil {
-			known = plan.VIPs(v.snapshot, a.self)
-		}
-		if !slices.Contains(known, vip) {
-			return "", errUnknownVIP{vip, known}
+		if err := a.knows(vip); err != nil {
+			return "", err
 		}
 	}
+	reason = state.Printable(reason)
 	w := withdrawal{Since: time.Now().UTC().Truncate(time.Second), Reason: reason, now: now}
 	if already {
 		w.Since, w.now = was.Since, now || was.now
@@ -152,14 +172,9 @@ func (a *Agent) withdrawVIP(vip, reason string, now bool) (string, error) {
 
 // resumeVIP ends a withdrawal, and says what was done.
 func (a *Agent) resumeVIP(vip string) (string, error) {
-	withdrawn := a.handWithdrawals()
-	if _, ok := withdrawn[vip]; !ok {
-		var known []string
-		if v := a.view(); v.snapshot != nil {
-			known = plan.VIPs(v.snapshot, a.self)
-		}
-		if !slices.Contains(known, vip) {
-			return "", errUnknownVIP{vip, known}
+	if _, withdrawn := a.handWithdrawals()[vip]; !withdrawn {
+		if err := a.knows(vip); err != nil {
+			return "", err
 		}
 		return vip + ": is not withdrawn", nil
 	}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/medway-lb/medway/agent/internal/local"
 )
@@ -130,6 +131,54 @@ func TestOrdersThatAreRefused(t *testing.T) {
 	}
 	if _, err := n.socket().Withdraw(t.Context(), local.Order{VIP: "v"}); err == nil || err.Error() != `VIP "v": this node serves none` {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestOrdersBeforeAnythingIsKnown: an agent that waits for etcd takes those for the
+// VIPs on its disk, and does not say that it serves none where it has no disk.
+func TestOrdersBeforeAnythingIsKnown(t *testing.T) {
+	n := newActive(t)
+	n.stop()
+	n.etcd.kill()
+	n.config.LeaseTTL = time.Minute // before the disk is acted on
+	n.restart()
+	if s := n.local(); s.Snapshot.Source != local.FromNowhere {
+		t.Fatalf("acts on %s", s.Snapshot.Source)
+	}
+	if _, err := n.socket().Withdraw(t.Context(), local.Order{VIP: "w"}); err == nil || err.Error() != `VIP "w": expected one of this node's, ["v"]` {
+		t.Errorf("%v", err)
+	}
+	if done, err := n.socket().Withdraw(t.Context(), local.Order{VIP: "v"}); err != nil || done != "v: withdrawn" {
+		t.Errorf("%q %v", done, err)
+	}
+	n.etcd.start(t)
+	eventually(t, "withdrawn", func() bool { return n.vip().Role == "withdrawn" })
+	if lines := strings.Join(n.journal.since(0), "\n"); strings.Contains(lines, "announce: 2") || strings.Contains(lines, "start: 2") {
+		t.Errorf("was announced:\n%s", lines)
+	}
+	n.stop()
+
+	n.etcd.kill()
+	if err := os.Remove(n.agent.snapshotFile()); err != nil {
+		t.Fatal(err)
+	}
+	n.restart()
+	for vip, want := range map[string]string{"v": "", "w": "not known yet"} {
+		_, err := n.socket().Resume(t.Context(), vip)
+		if (want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("resume %s: %v", vip, err)
+		}
+	}
+}
+
+// TestAReasonIsOneShortLine, whatever was typed: it is shown with every status.
+func TestAReasonIsOneShortLine(t *testing.T) {
+	n := newActive(t)
+	if _, err := n.socket().Withdraw(t.Context(), local.Order{VIP: "v", Reason: "one\ntwo\x1b[2J" + strings.Repeat("x", 60000)}); err != nil {
+		t.Fatal(err)
+	}
+	if got := n.local().Withdrawn[0].Reason; len(got) > 300 || !strings.HasPrefix(got, `"one\ntwo\x1b[2Jx`) {
+		t.Errorf("%d bytes: %.50q", len(got), got)
 	}
 }
 
