@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -95,14 +96,18 @@ func (p *Preview) with(cache *state.Cache, objects []intent.Object) error {
 	return nil
 }
 
-// announced are the routes that the agent on this host announces now, and the
-// VIPs that a person has withdrawn; none where no agent runs.
+// announced are the routes that the agent on this host announces now, none where
+// no agent runs, and the VIPs that a person has withdrawn.
 type announced func(context.Context) (routes []plan.Announcement, withdrawn []string, err error)
 
 func (c Config) announcedNow(ctx context.Context) (routes []plan.Announcement, withdrawn []string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, listTimeout)
+	defer cancel()
 	s, err := local.NewClient(c.socket()).Status(ctx)
 	if errors.Is(err, local.ErrNotRunning) {
-		return nil, nil, nil
+		// One that starts reads this file, and is not kept from it by damage.
+		vips, _ := readWithdrawals(c.withdrawalsFile())
+		return nil, slices.Collect(maps.Keys(vips)), nil
 	}
 	for _, r := range s.Routes {
 		a := plan.Announcement{Prefix: r.Prefix, MED: r.MED, Prepend: r.Prepend}
@@ -164,7 +169,8 @@ func (c Config) stored(ctx context.Context, from string) (*state.Cache, *Preview
 	return cache, &Preview{Source: FromDisk, Revision: disk.Revision, Saved: disk.Saved, Unreachable: unreachable}, nil
 }
 
-// listTimeout is how long Plan waits for etcd before it takes the disk.
+// listTimeout is how long Plan waits for etcd before it takes the disk, and for
+// the agent that runs.
 const listTimeout = 5 * time.Second
 
 // list brings all that etcd holds into the cache.

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"net/netip"
@@ -275,7 +276,27 @@ func TestPlanAsksTheRunningAgent(t *testing.T) {
 		t.Errorf("plans %v", want)
 	}
 	n.stop()
-	if routes, withdrawn, err := n.config.announcedNow(t.Context()); routes != nil || withdrawn != nil || err != nil {
-		t.Errorf("%v %v %v", routes, withdrawn, err)
+	if routes, withdrawn, err := n.config.announcedNow(t.Context()); routes != nil || !slices.Equal(withdrawn, []string{"v"}) || err != nil {
+		t.Errorf("without a running agent: %v %v %v", routes, withdrawn, err)
+	}
+	if err := os.WriteFile(n.config.withdrawalsFile(), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if routes, withdrawn, err := n.config.announcedNow(t.Context()); len(routes)+len(withdrawn) != 0 || err != nil {
+		t.Errorf("with a damaged file: %v %v %v", routes, withdrawn, err)
+	}
+}
+
+// TestPlanDoesNotWaitForAnAgentThatHangs: it says so after a while.
+func TestPlanDoesNotWaitForAnAgentThatHangs(t *testing.T) {
+	t.Parallel()
+	config := testConfig(t, "dc1-lvs-a", "dc1", freeAddress(t))
+	l, err := local.Listen(config.socket()) // and never answers
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	if _, _, err := config.announcedNow(t.Context()); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%v", err)
 	}
 }
