@@ -95,6 +95,10 @@ func TestAnUnusableSnapshotIsPutAsideAndSaid(t *testing.T) {
 	if v := n.agent.view(); v.from != nowhere || !strings.Contains(v.unusable.Error(), "dc1-lvs-b") {
 		t.Errorf("%+v", v)
 	}
+	// The host's own status says so, though there is nothing to act on.
+	if s := n.local(); s.Snapshot.Source != "none" || !strings.Contains(string(s.Node), "is that of node") || !strings.Contains(string(s.Node), "192.0.2.1") {
+		t.Errorf("%+v %s", s.Snapshot, s.Node)
+	}
 }
 
 // replaceEtcd puts an etcd with other data in the place of the one that is there.
