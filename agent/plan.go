@@ -41,6 +41,9 @@ type Preview struct {
 	Objects int
 	// Unreachable is why it is not etcd though it should be.
 	Unreachable error
+	// NotTaken is why an agent that starts would not act on what etcd holds before
+	// a person accepts it; nil: it would.
+	NotTaken error
 	// Faults are the keys that are wrong, each with the reason.
 	Faults []state.Fault
 
@@ -153,9 +156,13 @@ func (c Config) stored(ctx context.Context, from string) (*state.Cache, *Preview
 	var unreachable error
 	if from != FromDisk {
 		cache.Snapshot() // which remembers the targets that are good
-		revision, err := c.list(ctx, cache)
+		all, err := c.list(ctx, cache)
 		if err == nil {
-			return cache, &Preview{Source: FromEtcd, Revision: revision}, nil
+			p := &Preview{Source: FromEtcd, Revision: all.Revision}
+			if diskErr == nil {
+				p.NotTaken = disk.Continues(all)
+			}
+			return cache, p, nil
 		}
 		unreachable = fmt.Errorf("etcd can't be reached: %w", err)
 		if from == FromEtcd {
@@ -173,33 +180,32 @@ func (c Config) stored(ctx context.Context, from string) (*state.Cache, *Preview
 // the agent that runs.
 const listTimeout = 5 * time.Second
 
-// list brings all that etcd holds into the cache.
-func (c Config) list(ctx context.Context, cache *state.Cache) (int64, error) {
+// list brings all that etcd holds into the cache, and returns it.
+func (c Config) list(ctx context.Context, cache *state.Cache) (all store.Update, err error) {
 	tls, err := c.Etcd.tls()
 	if err != nil {
-		return 0, err
+		return all, err
 	}
 	client, err := store.Open(store.Config{Endpoints: c.Etcd.Endpoints, TLS: tls})
 	if err != nil {
-		return 0, err
+		return all, err
 	}
 	defer client.Close()
 	ctx, cancel := context.WithTimeout(ctx, listTimeout)
 	defer cancel()
-	entries, revision, err := client.List(ctx, state.Prefix)
-	if err != nil {
-		return 0, err
+	if all, err = client.Whole(ctx, state.Prefix); err != nil {
+		return all, err
 	}
-	keep := make(map[string]bool, len(entries))
-	for _, e := range entries {
+	keep := make(map[string]bool, len(all.Put))
+	for _, e := range all.Put {
 		keep[e.Key] = true
 	}
 	cache.Retain(keep)
-	for _, e := range entries {
+	for _, e := range all.Put {
 		cache.Put(e.Key, e.Value, e.ModRevision, e.Lease)
 	}
-	cache.SetRevision(revision)
-	return revision, nil
+	cache.SetRevision(all.Revision)
+	return all, nil
 }
 
 // look compares the host with what a snapshot wants of it.
@@ -335,6 +341,7 @@ func (p *Preview) JSON(out io.Writer) error {
 		Source   string   `json:"source"` // etcd or disk
 		Saved    string   `json:"saved,omitempty"`
 		Reason   string   `json:"reason,omitempty"`
+		NotTaken string   `json:"not_taken,omitempty"` // why the agent would not act on it
 		Revision int64    `json:"revision"`
 		Objects  int      `json:"objects,omitempty"` // from files
 		Faults   []fault  `json:"faults"`
@@ -345,6 +352,9 @@ func (p *Preview) JSON(out io.Writer) error {
 	}
 	if p.Unreachable != nil {
 		doc.Reason = p.Unreachable.Error()
+	}
+	if p.NotTaken != nil {
+		doc.NotTaken = p.NotTaken.Error()
 	}
 	for _, f := range p.Faults {
 		doc.Faults = append(doc.Faults, fault{f.Key, f.Reason, f.Notice})
