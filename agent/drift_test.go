@@ -51,6 +51,16 @@ func TestDriftIsToldFromThePlan(t *testing.T) {
 	}
 }
 
+// What a run could not do is not among what it did, also where the list of the
+// latter was made before.
+func TestWhatFailedIsNotDone(t *testing.T) {
+	a, b, other := made(reconcile.Create, "link", "a", ""), made(reconcile.Create, "link", "b", ""), made(reconcile.Create, "route", "a", "")
+	got := without([]reconcile.Edit{a, b, other}, []error{errors.New("read: no netlink"), &reconcile.Failure{Edit: a, Err: errors.New("busy")}})
+	if fmt.Sprint(got) != fmt.Sprint([]reconcile.Edit{b, other}) {
+		t.Errorf("%v", got)
+	}
+}
+
 func TestDriftIsLoggedAndCounted(t *testing.T) {
 	core, logged := observer.New(zap.InfoLevel)
 	var d drift
