@@ -101,6 +101,23 @@ func TestAnUnusableSnapshotIsPutAsideAndSaid(t *testing.T) {
 	}
 }
 
+// TestASnapshotThatCantBeSavedIsSaid: a start without etcd would go by an old one.
+func TestASnapshotThatCantBeSavedIsSaid(t *testing.T) {
+	n := newActive(t)
+	path := n.agent.snapshotFile()
+	eventually(t, "saved", func() bool { return os.Remove(path) == nil })
+	eventually(t, "something is in the way", func() bool { return os.MkdirAll(filepath.Join(path, "x"), 0o700) == nil })
+	n.put("vips/v", vipValue("203.0.113.10", "203.0.113.11"))
+	eventually(t, "said", func() bool { return n.fault("snapshot", "that on disk is old") })
+	if err := os.RemoveAll(path); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "mended", func() bool {
+		_, err := store.LoadSnapshot(path, "dc1-lvs-a")
+		return err == nil && !n.fault("snapshot", "")
+	})
+}
+
 // replaceEtcd puts an etcd with other data in the place of the one that is there.
 func (n *node) replaceEtcd() {
 	n.t.Helper()

@@ -119,6 +119,10 @@ func (a *Agent) diskFaults(now view) (faults []*medwayv1.Fault) {
 		faults = append(faults, &medwayv1.Fault{Subject: "snapshot", Reason: fmt.Sprintf(
 			"that on disk was refused at the start, and is kept as %s: %v", a.damagedFile(), now.unusable)})
 	}
+	if now.unsaved != nil {
+		faults = append(faults, &medwayv1.Fault{Subject: "snapshot", Reason: fmt.Sprintf(
+			"that on disk is old, and a start without etcd would go by it: %v", now.unsaved)})
+	}
 	if err := a.withdrawn.unreadable; err != nil {
 		faults = append(faults, &medwayv1.Fault{Subject: "withdrawals", Reason: fmt.Sprintf(
 			"those on disk could not be read at the start, so nothing is withdrawn by them: %v", err)})

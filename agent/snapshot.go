@@ -119,9 +119,16 @@ func (a *Agent) saveSnapshot(saved savedAs) savedAs {
 	if !due {
 		return saved
 	}
-	if err := store.SaveSnapshot(a.snapshotFile(), s); err != nil {
-		a.log.Warn("can't save the snapshot", zap.Error(err))
-		return saved
+	err := store.SaveSnapshot(a.snapshotFile(), s)
+	a.mu.Lock()
+	said := a.unsaved
+	a.unsaved = err
+	a.mu.Unlock()
+	if err == nil {
+		return now
 	}
-	return now
+	if said == nil || said.Error() != err.Error() { // it is tried every few seconds: once is enough to say
+		a.log.Warn("can't save the snapshot", zap.Error(err))
+	}
+	return saved
 }
