@@ -135,6 +135,36 @@ func TestOrdersThatAreRefused(t *testing.T) {
 	}
 }
 
+// TestAWithdrawalOutlivesTheVIP: one that is deleted and put again is announced by
+// a person's word only.
+func TestAWithdrawalOutlivesTheVIP(t *testing.T) {
+	n := newActive(t)
+	n.claims(claim100)
+	from := n.journal.len()
+	if _, err := n.socket().Withdraw(t.Context(), local.Order{VIP: "v"}); err != nil {
+		t.Fatal(err)
+	}
+	n.delete("vips/v") // during the farewell
+	eventually(t, "the kernel let go", func() bool { return n.kernel.addresses() == "" })
+	n.claims(claimNone)
+	if got, want := n.journal.since(from), []string{"announce: 203.0.113.10/32 900 shutdown", "announce: ", "kernel: "}; !slices.Equal(got, want) {
+		t.Errorf("%q, expected %q", got, want)
+	}
+	eventually(t, "out of the plan", func() bool { return len(n.status().Vips) == 0 })
+	if s := n.local(); !s.IsWithdrawn("v") {
+		t.Errorf("%+v", s)
+	}
+	n.restart()
+	n.put("vips/v", vipValue("203.0.113.10"))
+	eventually(t, "the kernel has it", func() bool { return n.kernel.addresses() == "203.0.113.10" && n.vip().Role == "withdrawn" })
+	n.stays("withdrawn", func() bool { return n.speaker.routes() == "" && n.get("owners/dc1/v").ModRevision == 0 })
+	if _, err := n.socket().Resume(t.Context(), "v"); err != nil {
+		t.Fatal(err)
+	}
+	n.announces("203.0.113.10/32 100")
+	n.claims(claim100)
+}
+
 // TestOrdersBeforeAnythingIsKnown: an agent that waits for etcd takes those for the
 // VIPs on its disk, and does not say that it serves none where it has no disk.
 func TestOrdersBeforeAnythingIsKnown(t *testing.T) {
