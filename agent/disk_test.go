@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/medway-lb/medway/pkg/store"
 )
@@ -116,6 +117,37 @@ func TestASnapshotThatCantBeSavedIsSaid(t *testing.T) {
 		_, err := store.LoadSnapshot(path, "dc1-lvs-a")
 		return err == nil && !n.fault("snapshot", "")
 	})
+}
+
+// TestAnUnchangedSnapshotIsDatedAnew while etcd confirms it, now and then.
+func TestAnUnchangedSnapshotIsDatedAnew(t *testing.T) {
+	n := newActive(t)
+	n.claims(claim100)
+	date := func() time.Time {
+		s, err := store.LoadSnapshot(n.agent.snapshotFile(), "dc1-lvs-a")
+		if err != nil {
+			return time.Time{}
+		}
+		return s.Saved
+	}
+	eventually(t, "saved, and at rest", func() bool {
+		before := date()
+		n.stays("", func() bool { return true })
+		return !before.IsZero() && date().Equal(before)
+	})
+	before := date()
+	as := savedAs{n.agent.stores, n.agent.view().snapshot.Revision, time.Now()}
+	if n.agent.saveSnapshot(as); !date().Equal(before) {
+		t.Error("saved again at once")
+	}
+	as.at = as.at.Add(-datedInterval)
+	eventually(t, "dated anew", func() bool { n.agent.saveSnapshot(as); return date().After(before) })
+	before = date()
+	n.etcd.kill()
+	eventually(t, "not fresh", func() bool { return !n.agent.keeper.Fresh() })
+	if n.agent.saveSnapshot(as); !date().Equal(before) {
+		t.Error("dated anew though etcd is out of reach")
+	}
 }
 
 // replaceEtcd puts an etcd with other data in the place of the one that is there.
