@@ -48,10 +48,10 @@ type Agent struct {
 	// disk is what was on disk at the start: where etcd can't be reached the
 	// agent works with it, and a store that doesn't continue it is not taken.
 	disk *store.Snapshot
-	// unusable is why the snapshot on disk was refused. before are this node's
-	// VIPs by that on disk.
-	unusable error
-	before   map[string]state.VIP
+	// unusable is why the snapshot on disk was refused, unsaved why it is not up
+	// to date. before are this node's VIPs by that on disk at the start.
+	unusable, unsaved error
+	before            map[string]state.VIP
 	// foreign is why etcd's store is not taken, nil where it is. accepted is set
 	// by a person's word until the next list, which is taken whatever it holds;
 	// stores counts the stores taken. relist begins to follow anew.
@@ -314,14 +314,15 @@ type view struct {
 	from     source
 	saved    time.Time // of the disk's
 	foreign  error
-	unusable error
-	stores   int
+	// of the snapshot on disk
+	unusable, unsaved error
+	stores            int
 }
 
 func (a *Agent) view() view {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	v := view{from: a.loaded, foreign: a.foreign, unusable: a.unusable, stores: a.stores}
+	v := view{from: a.loaded, foreign: a.foreign, unusable: a.unusable, unsaved: a.unsaved, stores: a.stores}
 	if a.disk != nil {
 		v.saved = a.disk.Saved
 	}

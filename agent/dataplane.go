@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -109,7 +110,18 @@ func (d *dataplane) applyAll(ctx context.Context, h plan.Host) reconcile.Report 
 	if err != nil || report.Err() != nil {
 		return report
 	}
-	return reconcile.Report{Done: edits, Failed: reconcile.Run(ctx, d.steps(ctx, h, vips)...).Failed}
+	failed := reconcile.Run(ctx, d.steps(ctx, h, vips)...).Failed
+	return reconcile.Report{Done: without(edits, failed), Failed: failed}
+}
+
+// without are the edits but for those that failed.
+func without(edits []reconcile.Edit, failed []error) []reconcile.Edit {
+	return slices.DeleteFunc(edits, func(e reconcile.Edit) bool {
+		return slices.ContainsFunc(failed, func(err error) bool {
+			var f *reconcile.Failure
+			return errors.As(err, &f) && f.Table == e.Table && f.Key == e.Key
+		})
+	})
 }
 
 // preview returns what apply would do.

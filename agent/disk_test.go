@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/medway-lb/medway/pkg/store"
 )
@@ -94,6 +95,58 @@ func TestAnUnusableSnapshotIsPutAsideAndSaid(t *testing.T) {
 	eventually(t, "put aside", func() bool { _, err := os.Stat(path + ".damaged"); return err == nil && n.agent.view().unusable != nil })
 	if v := n.agent.view(); v.from != nowhere || !strings.Contains(v.unusable.Error(), "dc1-lvs-b") {
 		t.Errorf("%+v", v)
+	}
+	// The host's own status says so, though there is nothing to act on.
+	if s := n.local(); s.Snapshot.Source != "none" || !strings.Contains(string(s.Node), "is that of node") || !strings.Contains(string(s.Node), "192.0.2.1") {
+		t.Errorf("%+v %s", s.Snapshot, s.Node)
+	}
+}
+
+// TestASnapshotThatCantBeSavedIsSaid: a start without etcd would go by an old one.
+func TestASnapshotThatCantBeSavedIsSaid(t *testing.T) {
+	n := newActive(t)
+	path := n.agent.snapshotFile()
+	eventually(t, "saved", func() bool { return os.Remove(path) == nil })
+	eventually(t, "something is in the way", func() bool { return os.MkdirAll(filepath.Join(path, "x"), 0o700) == nil })
+	n.put("vips/v", vipValue("203.0.113.10", "203.0.113.11"))
+	eventually(t, "said", func() bool { return n.fault("snapshot", "that on disk is old") })
+	if err := os.RemoveAll(path); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "mended", func() bool {
+		_, err := store.LoadSnapshot(path, "dc1-lvs-a")
+		return err == nil && !n.fault("snapshot", "")
+	})
+}
+
+// TestAnUnchangedSnapshotIsDatedAnew while etcd confirms it, now and then.
+func TestAnUnchangedSnapshotIsDatedAnew(t *testing.T) {
+	n := newActive(t)
+	n.claims(claim100)
+	date := func() time.Time {
+		s, err := store.LoadSnapshot(n.agent.snapshotFile(), "dc1-lvs-a")
+		if err != nil {
+			return time.Time{}
+		}
+		return s.Saved
+	}
+	eventually(t, "saved, and at rest", func() bool {
+		before := date()
+		n.stays("", func() bool { return true })
+		return !before.IsZero() && date().Equal(before)
+	})
+	before := date()
+	as := savedAs{n.agent.stores, n.agent.view().snapshot.Revision, time.Now()}
+	if n.agent.saveSnapshot(as); !date().Equal(before) {
+		t.Error("saved again at once")
+	}
+	as.at = as.at.Add(-datedInterval)
+	eventually(t, "dated anew", func() bool { n.agent.saveSnapshot(as); return date().After(before) })
+	before = date()
+	n.etcd.kill()
+	eventually(t, "not fresh", func() bool { return !n.agent.keeper.Fresh() })
+	if n.agent.saveSnapshot(as); !date().Equal(before) {
+		t.Error("dated anew though etcd is out of reach")
 	}
 }
 

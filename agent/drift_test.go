@@ -1,11 +1,13 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
@@ -46,6 +48,16 @@ func TestDriftIsToldFromThePlan(t *testing.T) {
 		if len(planned) != run.planned || len(mended) != run.drift {
 			t.Errorf("run %d: %d of the plan and %d of drift, expected %d and %d", i, len(planned), len(mended), run.planned, run.drift)
 		}
+	}
+}
+
+// What a run could not do is not among what it did, also where the list of the
+// latter was made before.
+func TestWhatFailedIsNotDone(t *testing.T) {
+	a, b, other := made(reconcile.Create, "link", "a", ""), made(reconcile.Create, "link", "b", ""), made(reconcile.Create, "route", "a", "")
+	got := without([]reconcile.Edit{a, b, other}, []error{errors.New("read: no netlink"), &reconcile.Failure{Edit: a, Err: errors.New("busy")}})
+	if fmt.Sprint(got) != fmt.Sprint([]reconcile.Edit{b, other}) {
+		t.Errorf("%v", got)
 	}
 }
 
@@ -115,6 +127,35 @@ func TestDriftDoesNotFloodTheLog(t *testing.T) {
 	}
 	if s := d.status(); s.Mended != 10000 {
 		t.Errorf("counted %d", s.Mended)
+	}
+}
+
+// Plans that come one soon after the other must not keep the agent from looking
+// what somebody has changed.
+func TestDriftIsLookedForWhilePlansChange(t *testing.T) {
+	t.Parallel()
+	f := newFakes()
+	a := &Agent{kernel: f.kernel, log: zap.NewNop(), wake: make(chan struct{}, 1), replan: make(chan struct{}, 1)}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- a.reconcile(ctx) }()
+	plans := 0
+	eventually(t, "a look though the plan is the same", func() bool {
+		if ran := f.kernel.ran(); ran < plans {
+			return false
+		} else if ran > plans {
+			return true
+		}
+		plans++
+		a.mu.Lock()
+		a.wanted = &wanted{resync: 200 * time.Millisecond}
+		a.mu.Unlock()
+		poke(a.replan)
+		return false
+	})
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Error(err)
 	}
 }
 

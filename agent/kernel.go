@@ -33,12 +33,14 @@ func (a *Agent) reconcile(ctx context.Context) error {
 	retry := time.NewTimer(time.Hour)
 	defer retry.Stop()
 	said := ""
+	var due time.Time // when to look again though the plan is the same
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-a.replan:
 		case <-retry.C:
+			due = time.Time{}
 		}
 		a.mu.Lock()
 		w := a.wanted
@@ -79,7 +81,11 @@ func (a *Agent) reconcile(ctx context.Context) error {
 		} else {
 			a.log.Debug("kernel agrees with the plan")
 		}
-		retry.Reset(next)
+		// Plans that come one soon after the other don't put the look for drift off.
+		if then := time.Now().Add(next); due.IsZero() || then.Before(due) {
+			due = then
+		}
+		retry.Reset(time.Until(due))
 		a.mu.Lock()
 		a.applied = done
 		a.mu.Unlock()

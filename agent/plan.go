@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -40,6 +41,9 @@ type Preview struct {
 	Objects int
 	// Unreachable is why it is not etcd though it should be.
 	Unreachable error
+	// NotTaken is why an agent that starts would not act on what etcd holds before
+	// a person accepts it; nil: it would.
+	NotTaken error
 	// Faults are the keys that are wrong, each with the reason.
 	Faults []state.Fault
 
@@ -95,14 +99,18 @@ func (p *Preview) with(cache *state.Cache, objects []intent.Object) error {
 	return nil
 }
 
-// announced are the routes that the agent on this host announces now, and the
-// VIPs that a person has withdrawn; none where no agent runs.
+// announced are the routes that the agent on this host announces now, none where
+// no agent runs, and the VIPs that a person has withdrawn.
 type announced func(context.Context) (routes []plan.Announcement, withdrawn []string, err error)
 
 func (c Config) announcedNow(ctx context.Context) (routes []plan.Announcement, withdrawn []string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, listTimeout)
+	defer cancel()
 	s, err := local.NewClient(c.socket()).Status(ctx)
 	if errors.Is(err, local.ErrNotRunning) {
-		return nil, nil, nil
+		// One that starts reads this file, and is not kept from it by damage.
+		vips, _ := readWithdrawals(c.withdrawalsFile())
+		return nil, slices.Collect(maps.Keys(vips)), nil
 	}
 	for _, r := range s.Routes {
 		a := plan.Announcement{Prefix: r.Prefix, MED: r.MED, Prepend: r.Prepend}
@@ -148,9 +156,13 @@ func (c Config) stored(ctx context.Context, from string) (*state.Cache, *Preview
 	var unreachable error
 	if from != FromDisk {
 		cache.Snapshot() // which remembers the targets that are good
-		revision, err := c.list(ctx, cache)
+		all, err := c.list(ctx, cache)
 		if err == nil {
-			return cache, &Preview{Source: FromEtcd, Revision: revision}, nil
+			p := &Preview{Source: FromEtcd, Revision: all.Revision}
+			if diskErr == nil {
+				p.NotTaken = disk.Continues(all)
+			}
+			return cache, p, nil
 		}
 		unreachable = fmt.Errorf("etcd can't be reached: %w", err)
 		if from == FromEtcd {
@@ -164,36 +176,36 @@ func (c Config) stored(ctx context.Context, from string) (*state.Cache, *Preview
 	return cache, &Preview{Source: FromDisk, Revision: disk.Revision, Saved: disk.Saved, Unreachable: unreachable}, nil
 }
 
-// listTimeout is how long Plan waits for etcd before it takes the disk.
+// listTimeout is how long Plan waits for etcd before it takes the disk, and for
+// the agent that runs.
 const listTimeout = 5 * time.Second
 
-// list brings all that etcd holds into the cache.
-func (c Config) list(ctx context.Context, cache *state.Cache) (int64, error) {
+// list brings all that etcd holds into the cache, and returns it.
+func (c Config) list(ctx context.Context, cache *state.Cache) (all store.Update, err error) {
 	tls, err := c.Etcd.tls()
 	if err != nil {
-		return 0, err
+		return all, err
 	}
 	client, err := store.Open(store.Config{Endpoints: c.Etcd.Endpoints, TLS: tls})
 	if err != nil {
-		return 0, err
+		return all, err
 	}
 	defer client.Close()
 	ctx, cancel := context.WithTimeout(ctx, listTimeout)
 	defer cancel()
-	entries, revision, err := client.List(ctx, state.Prefix)
-	if err != nil {
-		return 0, err
+	if all, err = client.Whole(ctx, state.Prefix); err != nil {
+		return all, err
 	}
-	keep := make(map[string]bool, len(entries))
-	for _, e := range entries {
+	keep := make(map[string]bool, len(all.Put))
+	for _, e := range all.Put {
 		keep[e.Key] = true
 	}
 	cache.Retain(keep)
-	for _, e := range entries {
+	for _, e := range all.Put {
 		cache.Put(e.Key, e.Value, e.ModRevision, e.Lease)
 	}
-	cache.SetRevision(revision)
-	return revision, nil
+	cache.SetRevision(all.Revision)
+	return all, nil
 }
 
 // look compares the host with what a snapshot wants of it.
@@ -329,6 +341,7 @@ func (p *Preview) JSON(out io.Writer) error {
 		Source   string   `json:"source"` // etcd or disk
 		Saved    string   `json:"saved,omitempty"`
 		Reason   string   `json:"reason,omitempty"`
+		NotTaken string   `json:"not_taken,omitempty"` // why the agent would not act on it
 		Revision int64    `json:"revision"`
 		Objects  int      `json:"objects,omitempty"` // from files
 		Faults   []fault  `json:"faults"`
@@ -339,6 +352,9 @@ func (p *Preview) JSON(out io.Writer) error {
 	}
 	if p.Unreachable != nil {
 		doc.Reason = p.Unreachable.Error()
+	}
+	if p.NotTaken != nil {
+		doc.NotTaken = p.NotTaken.Error()
 	}
 	for _, f := range p.Faults {
 		doc.Faults = append(doc.Faults, fault{f.Key, f.Reason, f.Notice})

@@ -216,7 +216,7 @@ func TestPlanJSON(t *testing.T) {
 		t.Error(d)
 	}
 	out.Reset()
-	if err := (&Preview{Source: FromDisk, Saved: time.Unix(0, 0), Unreachable: errors.New("why")}).JSON(&out); err != nil {
+	if err := (&Preview{Source: FromDisk, Saved: time.Unix(0, 0), Unreachable: errors.New("why"), NotTaken: errors.New("how")}).JSON(&out); err != nil {
 		t.Fatal(err)
 	}
 	var empty map[string]any
@@ -224,7 +224,7 @@ func TestPlanJSON(t *testing.T) {
 		t.Fatal(err)
 	}
 	if d := cmp.Diff(map[string]any{
-		"source": "disk", "saved": "1970-01-01T00:00:00Z", "reason": "why", "revision": 0.0, "faults": []any{}, "changes": []any{},
+		"source": "disk", "saved": "1970-01-01T00:00:00Z", "reason": "why", "not_taken": "how", "revision": 0.0, "faults": []any{}, "changes": []any{},
 	}, empty); d != "" {
 		t.Error(d)
 	}
@@ -278,6 +278,26 @@ func TestPlanReadsEtcdOrTheDisk(t *testing.T) {
 	s := cache.Snapshot()
 	if len(s.VIPs["sip-1"].Services) != 2 || len(s.Backends) != 0 || !strings.Contains(fmt.Sprint(s.Faults), "not JSON") {
 		t.Errorf("snapshot %+v", s)
+	}
+	// The disk is of another store: an agent would take nothing down by this one.
+	if p.NotTaken == nil || !strings.Contains(p.NotTaken.Error(), "cluster") {
+		t.Errorf("not taken: %v", p.NotTaken)
+	}
+	if got := text(t, p, false); !strings.Contains(got, `none of this happens until "medway-agent accept"`) {
+		t.Error(got)
+	}
+	all, err := etcd.open(t).Whole(t.Context(), state.Prefix)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := c
+	own.StateDir = t.TempDir()
+	saved := store.Snapshot{Node: c.Node, Cluster: all.Cluster, Revision: all.Revision - 1}
+	if err := store.SaveSnapshot(filepath.Join(own.StateDir, "snapshot"), saved); err != nil {
+		t.Fatal(err)
+	}
+	if _, p, err := own.stored(t.Context(), ""); err != nil || p.NotTaken != nil {
+		t.Errorf("its own store: %+v, %v", p, err)
 	}
 	if _, p, err = c.stored(t.Context(), FromDisk); err != nil || p.Source != FromDisk || p.Unreachable != nil || time.Since(p.Saved) > time.Hour {
 		t.Errorf("from the disk: %+v, %v", p, err)

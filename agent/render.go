@@ -59,6 +59,9 @@ func (p *Preview) Text(out io.Writer, colour bool) error {
 		b.WriteString(s + "\n")
 	}
 	line("# " + p.source())
+	if p.NotTaken != nil {
+		line(fmt.Sprintf("! not the store that this node knew (%v): none of this happens until \"medway-agent accept\"", p.NotTaken))
+	}
 	for _, f := range p.Faults {
 		if f.Notice {
 			line("# " + f.Key + ": " + f.Reason)

@@ -107,14 +107,25 @@ func (d *decider) reportFaults(now view, with *state.Snapshot) (faults []*medway
 	if now.foreign != nil {
 		fault("etcd", "its store is not the one that this node knew (%v): nothing moves until \"medway-agent accept\"", now.foreign)
 	}
-	if now.unusable != nil {
-		fault("snapshot", "that on disk was refused at the start, and is kept as %s: %v", d.damagedFile(), now.unusable)
-	}
-	if d.withdrawn.unreadable != nil {
-		fault("withdrawals", "those on disk could not be read at the start, so nothing is withdrawn by them: %v", d.withdrawn.unreadable)
-	}
 	if d.usurper != "" {
 		fault("node", "another host (machine id %s) has this node's name: nothing moves", d.usurper)
+	}
+	return append(faults, d.diskFaults(now)...)
+}
+
+// diskFaults are what is wrong with the files of the state directory.
+func (a *Agent) diskFaults(now view) (faults []*medwayv1.Fault) {
+	if now.unusable != nil {
+		faults = append(faults, &medwayv1.Fault{Subject: "snapshot", Reason: fmt.Sprintf(
+			"that on disk was refused at the start, and is kept as %s: %v", a.damagedFile(), now.unusable)})
+	}
+	if now.unsaved != nil {
+		faults = append(faults, &medwayv1.Fault{Subject: "snapshot", Reason: fmt.Sprintf(
+			"that on disk is old, and a start without etcd would go by it: %v", now.unsaved)})
+	}
+	if err := a.withdrawn.unreadable; err != nil {
+		faults = append(faults, &medwayv1.Fault{Subject: "withdrawals", Reason: fmt.Sprintf(
+			"those on disk could not be read at the start, so nothing is withdrawn by them: %v", err)})
 	}
 	return faults
 }
@@ -175,11 +186,17 @@ func significant(s *medwayv1.Status) *medwayv1.Status {
 // statusNow is the node's status without the counters; nil while nothing is known.
 func (a *Agent) statusNow() *medwayv1.Status {
 	a.status.mu.Lock()
-	defer a.status.mu.Unlock()
-	if a.status.node == nil {
+	node := a.status.node // never changed, only replaced
+	a.status.mu.Unlock()
+	if node == nil {
 		return nil
 	}
-	out := proto.Clone(a.status.node).(*medwayv1.Status)
+	return a.withLive(node)
+}
+
+// withLive is a status with what is not the loop's to tell.
+func (a *Agent) withLive(node *medwayv1.Status) *medwayv1.Status {
+	out := proto.Clone(node).(*medwayv1.Status)
 	for _, s := range a.speaker.Sessions() {
 		out.Sessions = append(out.Sessions, &medwayv1.Session{
 			Neighbor: s.Neighbor.String(), Established: s.Established,

@@ -15,8 +15,13 @@ import (
 	"github.com/medway-lb/medway/pkg/store"
 )
 
-// saveInterval is how old the snapshot on disk may become.
-const saveInterval = 5 * time.Second
+const (
+	// saveInterval is how far behind etcd the snapshot on disk may be.
+	saveInterval = 5 * time.Second
+	// datedInterval is how far behind its time of saving may be where nothing
+	// changes: its age should say for how long etcd was out of reach.
+	datedInterval = 10 * time.Minute
+)
 
 func (a *Agent) snapshotFile() string { return filepath.Join(a.config.StateDir, "snapshot") }
 
@@ -102,14 +107,18 @@ func (a *Agent) loadSnapshot() {
 type savedAs struct {
 	stores   int
 	revision int64
+	at       time.Time
 }
 
 // saveSnapshot writes the last good values to disk unless they are there.
 func (a *Agent) saveSnapshot(saved savedAs) savedAs {
+	fresh := a.keeper.Fresh()
 	a.mu.Lock()
-	now := savedAs{a.stores, a.cache.Revision()}
+	now := savedAs{a.stores, a.cache.Revision(), time.Now()}
 	s := store.Snapshot{Node: a.self.Name, Revision: now.revision, Cluster: a.cluster}
-	due := a.loaded == etcd && now != saved
+	same := now.stores == saved.stores && now.revision == saved.revision
+	dated := fresh && a.foreign == nil && now.at.Sub(saved.at) >= datedInterval
+	due := a.loaded == etcd && (!same || dated)
 	if due {
 		a.cache.Each(func(key string, value []byte, revision, lease int64) {
 			s.Entries = append(s.Entries, store.Entry{Key: key, Value: value, ModRevision: revision, Lease: lease})
@@ -119,9 +128,16 @@ func (a *Agent) saveSnapshot(saved savedAs) savedAs {
 	if !due {
 		return saved
 	}
-	if err := store.SaveSnapshot(a.snapshotFile(), s); err != nil {
-		a.log.Warn("can't save the snapshot", zap.Error(err))
-		return saved
+	err := store.SaveSnapshot(a.snapshotFile(), s)
+	a.mu.Lock()
+	said := a.unsaved
+	a.unsaved = err
+	a.mu.Unlock()
+	if err == nil {
+		return now
 	}
-	return now
+	if said == nil || said.Error() != err.Error() { // it is tried every few seconds: once is enough to say
+		a.log.Warn("can't save the snapshot", zap.Error(err))
+	}
+	return saved
 }

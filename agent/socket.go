@@ -18,7 +18,7 @@ type localAgent struct{ *Agent }
 func (a localAgent) Status(ctx context.Context) (local.Status, error) {
 	node := a.statusNow()
 	if node == nil {
-		node = &medwayv1.Status{Node: a.self.Name, Site: a.self.Site, Version: Version()}
+		node = a.withLive(&medwayv1.Status{Node: a.self.Name, Site: a.self.Site, Version: Version(), Faults: a.diskFaults(a.view())})
 	} else {
 		a.count(ctx, node)
 	}

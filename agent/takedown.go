@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"fmt"
 	"maps"
 	"net/netip"
 	"reflect"
@@ -123,15 +124,9 @@ func (d *decider) planKernel(in plan.Input, next *time.Time) {
 	if len(d.lingering) > 0 {
 		with.VIPs = maps.Clone(s.VIPs)
 		for address, l := range d.lingering {
-			name := l.name + " (leaving)" // no key can bear it
-			v, ok := with.VIPs[name]
-			if !ok {
-				v = l.vip
-				v.Addresses = nil
-			}
-			v.Addresses = append(v.Addresses, address)
-			slices.SortFunc(v.Addresses, netip.Addr.Compare)
-			with.VIPs[name] = v
+			v := l.vip
+			v.Addresses = []netip.Addr{address}
+			with.VIPs[fmt.Sprintf("%s (leaving: %s)", l.name, address)] = v // no key can bear this name
 		}
 	}
 	host := plan.KernelOf(&with, d.self)
@@ -139,11 +134,24 @@ func (d *decider) planKernel(in plan.Input, next *time.Time) {
 	if d.host != nil && d.resync == resync && reflect.DeepEqual(*d.host, host) {
 		return
 	}
+	if d.host != nil {
+		d.notReady(host)
+	}
 	d.host, d.resync = &host, resync
 	d.mu.Lock()
 	d.wanted = &wanted{host: host, resync: resync}
 	d.mu.Unlock()
 	poke(d.replan)
+}
+
+// notReady forgets that the kernel has had an address that comes back: it may be
+// removing it just now.
+func (d *decider) notReady(host plan.Host) {
+	for _, a := range vipAddresses(host) {
+		if _, stays := d.host.Addresses[a]; !stays {
+			delete(d.ready, a.Prefix.Addr())
+		}
+	}
 }
 
 // concerns are the VIPs to decide on, sorted: those of the plan, and those that

@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/medway-lb/medway/pkg/plan"
+	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
 )
 
@@ -42,30 +43,43 @@ func (w withdrawal) String() string {
 	return text
 }
 
-func (a *Agent) withdrawalsFile() string { return filepath.Join(a.config.StateDir, "withdrawn.json") }
+func (c Config) withdrawalsFile() string { return filepath.Join(c.StateDir, "withdrawn.json") }
+
+// readWithdrawals reads the file; there are none where it is missing or damaged.
+func readWithdrawals(path string) (map[string]withdrawal, error) {
+	vips := map[string]withdrawal{}
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return vips, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(text, &vips)
+	}
+	if err == nil && vips == nil {
+		err = errors.New("null: expected an object")
+	}
+	if err != nil {
+		return map[string]withdrawal{}, fmt.Errorf("%s: %w", path, err)
+	}
+	return vips, nil
+}
 
 // loadWithdrawals reads the file. One that can't be read means that what was
 // withdrawn is announced again, which is said.
 func (a *Agent) loadWithdrawals() {
-	a.withdrawn.vips = map[string]withdrawal{}
-	text, err := os.ReadFile(a.withdrawalsFile())
-	if errors.Is(err, fs.ErrNotExist) {
-		return
-	}
-	if err == nil {
-		err = json.Unmarshal(text, &a.withdrawn.vips)
-	}
+	path := a.config.withdrawalsFile()
+	vips, err := readWithdrawals(path)
 	if err != nil {
-		a.withdrawn.vips = map[string]withdrawal{}
-		a.withdrawn.unreadable = fmt.Errorf("%s: %w", a.withdrawalsFile(), err)
-		a.log.Error("what was withdrawn by hand is not known, and announced", zap.Error(a.withdrawn.unreadable))
-		if err := os.Rename(a.withdrawalsFile(), a.withdrawalsFile()+".damaged"); err != nil {
+		a.withdrawn.unreadable = err
+		a.log.Error("what was withdrawn by hand is not known, and announced", zap.Error(err))
+		if err := os.Rename(path, path+".damaged"); err != nil {
 			a.log.Error("can't put it aside", zap.Error(err))
 		}
 	}
-	for vip, w := range a.withdrawn.vips {
+	for vip, w := range vips {
 		a.log.Warn(vip + ": is withdrawn " + w.String())
 	}
+	a.withdrawn.vips = vips
 }
 
 // setWithdrawals changes what is withdrawn, and saves it. The change is in force
@@ -81,7 +95,7 @@ func (a *Agent) setWithdrawals(change func(map[string]withdrawal)) error {
 	poke(a.wake)
 	text, err := json.Marshal(vips)
 	if err == nil {
-		err = store.ReplaceFile(a.withdrawalsFile(), append(text, '\n'))
+		err = store.ReplaceFile(a.config.withdrawalsFile(), append(text, '\n'))
 	}
 	if err != nil {
 		err = fmt.Errorf("done, but can't be kept for the next start: %w", err)
@@ -110,18 +124,37 @@ func (e errUnknownVIP) Error() string {
 	return fmt.Sprintf("VIP %q: expected one of this node's, %q", e.vip, e.known)
 }
 
+// knows refuses a VIP that this node does not serve. While it has no snapshot to
+// act on yet, the VIPs of the one on disk count.
+func (a *Agent) knows(vip string) error {
+	v := a.view()
+	a.mu.Lock()
+	before := a.before
+	a.mu.Unlock()
+	var known []string
+	switch {
+	case v.snapshot != nil:
+		known = plan.VIPs(v.snapshot, a.self)
+	case before != nil:
+		known = slices.Sorted(maps.Keys(before))
+	default:
+		return fmt.Errorf("VIP %q: which ones this node serves is not known yet: etcd has not answered, and there is no snapshot on disk", vip)
+	}
+	if !slices.Contains(known, vip) {
+		return errUnknownVIP{vip, known}
+	}
+	return nil
+}
+
 // withdrawVIP takes a VIP's routes back until it is resumed, and says what was done.
 func (a *Agent) withdrawVIP(vip, reason string, now bool) (string, error) {
 	was, already := a.handWithdrawals()[vip]
 	if !already {
-		var known []string
-		if v := a.view(); v.snapshot != nil {
-			known = plan.VIPs(v.snapshot, a.self)
-		}
-		if !slices.Contains(known, vip) {
-			return "", errUnknownVIP{vip, known}
+		if err := a.knows(vip); err != nil {
+			return "", err
 		}
 	}
+	reason = state.Printable(reason)
 	w := withdrawal{Since: time.Now().UTC().Truncate(time.Second), Reason: reason, now: now}
 	if already {
 		w.Since, w.now = was.Since, now || was.now
@@ -139,14 +172,9 @@ func (a *Agent) withdrawVIP(vip, reason string, now bool) (string, error) {
 
 // resumeVIP ends a withdrawal, and says what was done.
 func (a *Agent) resumeVIP(vip string) (string, error) {
-	withdrawn := a.handWithdrawals()
-	if _, ok := withdrawn[vip]; !ok {
-		var known []string
-		if v := a.view(); v.snapshot != nil {
-			known = plan.VIPs(v.snapshot, a.self)
-		}
-		if !slices.Contains(known, vip) {
-			return "", errUnknownVIP{vip, known}
+	if _, withdrawn := a.handWithdrawals()[vip]; !withdrawn {
+		if err := a.knows(vip); err != nil {
+			return "", err
 		}
 		return vip + ": is not withdrawn", nil
 	}

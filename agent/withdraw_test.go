@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"net/netip"
@@ -9,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/medway-lb/medway/agent/internal/local"
 )
@@ -133,6 +135,84 @@ func TestOrdersThatAreRefused(t *testing.T) {
 	}
 }
 
+// TestAWithdrawalOutlivesTheVIP: one that is deleted and put again is announced by
+// a person's word only.
+func TestAWithdrawalOutlivesTheVIP(t *testing.T) {
+	n := newActive(t)
+	n.claims(claim100)
+	from := n.journal.len()
+	if _, err := n.socket().Withdraw(t.Context(), local.Order{VIP: "v"}); err != nil {
+		t.Fatal(err)
+	}
+	n.delete("vips/v") // during the farewell
+	eventually(t, "the kernel let go", func() bool { return n.kernel.addresses() == "" })
+	n.claims(claimNone)
+	if got, want := n.journal.since(from), []string{"announce: 203.0.113.10/32 900 shutdown", "announce: ", "kernel: "}; !slices.Equal(got, want) {
+		t.Errorf("%q, expected %q", got, want)
+	}
+	eventually(t, "out of the plan", func() bool { return len(n.status().Vips) == 0 })
+	if s := n.local(); !s.IsWithdrawn("v") {
+		t.Errorf("%+v", s)
+	}
+	n.restart()
+	n.put("vips/v", vipValue("203.0.113.10"))
+	eventually(t, "the kernel has it", func() bool { return n.kernel.addresses() == "203.0.113.10" && n.vip().Role == "withdrawn" })
+	n.stays("withdrawn", func() bool { return n.speaker.routes() == "" && n.get("owners/dc1/v").ModRevision == 0 })
+	if _, err := n.socket().Resume(t.Context(), "v"); err != nil {
+		t.Fatal(err)
+	}
+	n.announces("203.0.113.10/32 100")
+	n.claims(claim100)
+}
+
+// TestOrdersBeforeAnythingIsKnown: an agent that waits for etcd takes those for the
+// VIPs on its disk, and does not say that it serves none where it has no disk.
+func TestOrdersBeforeAnythingIsKnown(t *testing.T) {
+	n := newActive(t)
+	n.stop()
+	n.etcd.kill()
+	n.config.LeaseTTL = time.Minute // before the disk is acted on
+	n.restart()
+	if s := n.local(); s.Snapshot.Source != local.FromNowhere {
+		t.Fatalf("acts on %s", s.Snapshot.Source)
+	}
+	if _, err := n.socket().Withdraw(t.Context(), local.Order{VIP: "w"}); err == nil || err.Error() != `VIP "w": expected one of this node's, ["v"]` {
+		t.Errorf("%v", err)
+	}
+	if done, err := n.socket().Withdraw(t.Context(), local.Order{VIP: "v"}); err != nil || done != "v: withdrawn" {
+		t.Errorf("%q %v", done, err)
+	}
+	n.etcd.start(t)
+	eventually(t, "withdrawn", func() bool { return n.vip().Role == "withdrawn" })
+	if lines := strings.Join(n.journal.since(0), "\n"); strings.Contains(lines, "announce: 2") || strings.Contains(lines, "start: 2") {
+		t.Errorf("was announced:\n%s", lines)
+	}
+	n.stop()
+
+	n.etcd.kill()
+	if err := os.Remove(n.agent.snapshotFile()); err != nil {
+		t.Fatal(err)
+	}
+	n.restart()
+	for vip, want := range map[string]string{"v": "", "w": "not known yet"} {
+		_, err := n.socket().Resume(t.Context(), vip)
+		if (want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("resume %s: %v", vip, err)
+		}
+	}
+}
+
+// TestAReasonIsOneShortLine, whatever was typed: it is shown with every status.
+func TestAReasonIsOneShortLine(t *testing.T) {
+	n := newActive(t)
+	if _, err := n.socket().Withdraw(t.Context(), local.Order{VIP: "v", Reason: "one\ntwo\x1b[2J" + strings.Repeat("x", 60000)}); err != nil {
+		t.Fatal(err)
+	}
+	if got := n.local().Withdrawn[0].Reason; len(got) > 300 || !strings.HasPrefix(got, `"one\ntwo\x1b[2Jx`) {
+		t.Errorf("%d bytes: %.50q", len(got), got)
+	}
+}
+
 // TestAWithdrawalThatCantBeKeptIsInForce: a full disk must not keep a VIP announced.
 func TestAWithdrawalThatCantBeKeptIsInForce(t *testing.T) {
 	n := newActive(t)
@@ -148,17 +228,26 @@ func TestAWithdrawalThatCantBeKeptIsInForce(t *testing.T) {
 
 func TestDamagedWithdrawalsAreSaid(t *testing.T) {
 	n := newNode(t)
-	file := filepath.Join(n.config.StateDir, "withdrawn.json")
-	if err := os.WriteFile(file, []byte("{"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	n.run()
-	n.announces("203.0.113.10/32 100")
-	if !n.fault("withdrawals", "could not be read") {
-		t.Errorf("%v", n.status().Faults)
-	}
-	if text, err := os.ReadFile(file + ".damaged"); err != nil || string(text) != "{" {
-		t.Errorf("not kept: %q %v", text, err)
+	file := n.config.withdrawalsFile()
+	for _, text := range []string{"{", "", "null"} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		n.fakes = newFakes()
+		n.run()
+		n.announces("203.0.113.10/32 100")
+		if !n.fault("withdrawals", "could not be read") {
+			t.Errorf("%q: %v", text, n.status().Faults)
+		}
+		if kept, err := os.ReadFile(file + ".damaged"); err != nil || string(kept) != text {
+			t.Errorf("%q: not kept: %q %v", text, kept, err)
+		}
+		// It can be withdrawn again.
+		if _, err := n.socket().Withdraw(t.Context(), local.Order{VIP: "v", Now: true}); err != nil {
+			t.Error(err)
+		}
+		n.announces("")
+		n.stop()
 	}
 }
 
@@ -217,7 +306,27 @@ func TestPlanAsksTheRunningAgent(t *testing.T) {
 		t.Errorf("plans %v", want)
 	}
 	n.stop()
-	if routes, withdrawn, err := n.config.announcedNow(t.Context()); routes != nil || withdrawn != nil || err != nil {
-		t.Errorf("%v %v %v", routes, withdrawn, err)
+	if routes, withdrawn, err := n.config.announcedNow(t.Context()); routes != nil || !slices.Equal(withdrawn, []string{"v"}) || err != nil {
+		t.Errorf("without a running agent: %v %v %v", routes, withdrawn, err)
+	}
+	if err := os.WriteFile(n.config.withdrawalsFile(), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if routes, withdrawn, err := n.config.announcedNow(t.Context()); len(routes)+len(withdrawn) != 0 || err != nil {
+		t.Errorf("with a damaged file: %v %v %v", routes, withdrawn, err)
+	}
+}
+
+// TestPlanDoesNotWaitForAnAgentThatHangs: it says so after a while.
+func TestPlanDoesNotWaitForAnAgentThatHangs(t *testing.T) {
+	t.Parallel()
+	config := testConfig(t, "dc1-lvs-a", "dc1", freeAddress(t))
+	l, err := local.Listen(config.socket()) // and never answers
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	if _, _, err := config.announcedNow(t.Context()); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%v", err)
 	}
 }

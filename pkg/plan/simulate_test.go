@@ -31,6 +31,8 @@ type world struct {
 	// late are writes whose node knows their outcome no more: etcd makes them
 	// some time, or never.
 	late []*simWrite
+	// fail is what a node did that no rule allows.
+	fail string
 	// happened counts what went wrong; nil where nobody counts.
 	happened map[string]int
 }
@@ -46,6 +48,8 @@ type simNode struct {
 	resign int64
 	// withdrawn by a person; at once: without the farewell. Both outlive a crash.
 	withdrawn, atOnce bool
+	// broken: it can't serve; deaf: no BGP session is established.
+	broken, deaf bool
 	// heldBy routers: every MED that one may still have from this node.
 	held map[state.MED]bool
 	// rightfully is set from the moment at which the node announced under
@@ -170,7 +174,7 @@ func (w *world) giveUp(name string) {
 // campaign makes a node the owner where there is none.
 func (w *world) campaign(name string) {
 	n, key := w.nodes[name], state.OwnerKey{Site: w.site(name), VIP: "v"}
-	if w.withdrawal(name) != nil {
+	if w.withdrawal(name) != nil || n.broken || n.deaf {
 		return
 	}
 	if o, ok := w.etcd.Owner(key.Site, "v"); n.up && n.lease != 0 && (!ok || o.Node == name && o.Lease != n.lease) {
@@ -211,7 +215,10 @@ func (w *world) step(name string, fresh, flushed bool) Decision {
 	before := n.memory
 	in := Input{
 		Snapshot: s, Self: w.self(name), Lease: n.lease, Withdraw: w.withdrawal(name),
-		Fresh: fresh, CanServe: true, Sessions: 1, Flushed: flushed, Now: w.now,
+		Fresh: fresh, CanServe: !n.broken, Sessions: 1, Flushed: flushed, Now: w.now,
+	}
+	if n.deaf {
+		in.Sessions = 0
 	}
 	if !Serves(s, in.Self, "v") {
 		with := *s
@@ -232,6 +239,9 @@ func (w *world) step(name string, fresh, flushed bool) Decision {
 	n.memory, d = Decide(n.memory, in, "v")
 	if d.MED != state.NoMED {
 		n.held[d.MED] = true
+	}
+	if n.deaf && d.Claim != nil && d.Claim.Lowering {
+		w.fail = fmt.Sprintf("R2: %s claims %s without a session", name, d.Claim.MED)
 	}
 	if d.Claim != nil {
 		n.write = &simWrite{ClaimWrite: *d.Claim, node: name}
@@ -309,6 +319,9 @@ func (w *world) answer(name string, lost bool) {
 
 // check is S1 and the invariant on which it rests.
 func (w *world) check(t *rapid.T) {
+	if w.fail != "" {
+		t.Fatal(w.fail)
+	}
 	for name, n := range w.nodes {
 		claim, ok := w.etcd.Claims[state.ClaimKey{Node: name, VIP: "v"}]
 		for med := range n.held {
@@ -451,6 +464,18 @@ func TestScheduleKeepsRightfulLowest(t *testing.T) {
 					w.count("resumed by hand")
 				}
 			},
+			"break": func(t *rapid.T) {
+				if n := w.nodes[name(t)]; n.broken || rarely(t) {
+					n.broken = !n.broken
+					w.count("could not serve")
+				}
+			},
+			"session": func(t *rapid.T) {
+				if n := w.nodes[name(t)]; n.deaf || rarely(t) {
+					n.deaf = !n.deaf
+					w.count("had no session")
+				}
+			},
 			"delete": func(t *rapid.T) {
 				if _, there := w.etcd.VIPs["v"]; !there || rarely(t) {
 					w.deleteVIP()
@@ -471,7 +496,7 @@ func TestScheduleKeepsRightfulLowest(t *testing.T) {
 	for _, what := range []string{
 		"target put", "lease ended", "crash", "decided without etcd", "guard failed: claim", "guard failed: target or owner",
 		"outcome unknown: was made", "outcome unknown: not yet made", "made late", "withdrawn by hand", "resumed by hand",
-		"resigned", "VIP deleted", "VIP put again", "router forgot a dead node", "S1 held for the rightful node",
+		"resigned", "could not serve", "had no session", "VIP deleted", "VIP put again", "router forgot a dead node", "S1 held for the rightful node",
 	} {
 		t.Logf("%7d %s", happened[what], what)
 		if happened[what] == 0 && enough {

@@ -482,6 +482,14 @@ func TestStepsMakeTheSameAsAll(t *testing.T) {
 				}
 			}
 			s := c.Snapshot()
+			for _, other := range made {
+				if !s.SameIntent(other) {
+					continue
+				}
+				if diff := cmp.Diff(intentOf(other), intentOf(s), compareAddresses); diff != "" {
+					t.Fatalf("not the same intent: %s", diff)
+				}
+			}
 			made, looked = append(made, s), append(looked, fmt.Sprintf("%+v", *s.withoutIndex()))
 			for _, vip := range []string{"v", "w"} {
 				byHand := &Snapshot{Claims: s.Claims}
@@ -508,6 +516,11 @@ func TestStepsMakeTheSameAsAll(t *testing.T) {
 			}
 		}
 	})
+}
+
+// intentOf is a snapshot without what is not intent.
+func intentOf(s *Snapshot) Snapshot {
+	return Snapshot{Settings: s.Settings, Ladder: s.Ladder, VIPs: s.VIPs, Pools: s.Pools, Backends: s.Backends, Nodes: s.Nodes}
 }
 
 func (s *Snapshot) withoutIndex() *Snapshot {

@@ -52,6 +52,15 @@ func (c *Client) List(ctx context.Context, prefix string) ([]Entry, int64, error
 	return l.entries, l.revision, err
 }
 
+// Whole is List in the form in which [Client.Follow] begins.
+func (c *Client) Whole(ctx context.Context, prefix string) (Update, error) {
+	if err := checkPrefix(prefix); err != nil {
+		return Update{}, err
+	}
+	l, err := c.list(ctx, prefix)
+	return Update{Revision: l.revision, Cluster: l.cluster, Reset: true, Put: l.entries}, err
+}
+
 // listing is a whole prefix at one revision.
 type listing struct {
 	entries  []Entry

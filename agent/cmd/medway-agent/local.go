@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -130,8 +131,12 @@ Withdrawing on every node of a VIP takes the VIP out of service.`,
 				if err != nil {
 					return err
 				}
-				if err := c.AwaitWithdrawn(ctx, order.VIP); err != nil {
-					return fmt.Errorf("%s: its routes are still announced: %w", order.VIP, err)
+				err = c.AwaitWithdrawn(ctx, order.VIP)
+				if errors.Is(err, context.DeadlineExceeded) {
+					return fmt.Errorf("%s: its routes are still announced after %s (--timeout): see medway-agent status", order.VIP, s.timeout)
+				}
+				if err != nil {
+					return err
 				}
 				fmt.Fprintf(cmd.OutOrStdout(), "%s: no route is announced\n", order.VIP)
 				return nil

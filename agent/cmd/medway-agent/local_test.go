@@ -11,14 +11,15 @@ import (
 	"github.com/medway-lb/medway/agent/internal/local"
 )
 
-// node stands in for a running agent with the VIPs sip-1, announced, and sip-2,
-// withdrawn.
+// node stands in for a running agent with the VIPs sip-1, which can be withdrawn,
+// sip-2, which is, and sip-3, whose route does not go.
 type node struct{}
 
 func (node) Status(context.Context) (local.Status, error) {
 	return local.Status{
 		Node: []byte(`{"node":"dc1-lvs-a","site":"dc1"}`), VIPs: []string{"sip-1", "sip-2"},
 		Snapshot: local.Snapshot{Source: local.FromEtcd}, Withdrawn: []local.Withdrawal{{VIP: "sip-2"}},
+		Routes: []local.Route{{VIP: "sip-3"}},
 	}, nil
 }
 
@@ -77,6 +78,7 @@ func TestCommandsOnTheSocket(t *testing.T) {
 		{[]string{"status", "-o", "json"}, `"source": "etcd"`, ""},
 		{[]string{"status", "-o", "yaml"}, "", `flag --output: value "yaml": expected text or json`},
 		{[]string{"withdraw", "sip-1", "--reason", "upgrade"}, "sip-1 withdrawn upgrade\nsip-1: no route is announced\n", ""},
+		{[]string{"withdraw", "sip-3", "--timeout", "300ms"}, "sip-3 withdrawn\n", "sip-3: its routes are still announced after 300ms (--timeout)"},
 		{[]string{"withdraw", "web"}, "", "no such VIP"},
 		{[]string{"withdraw"}, "", "accepts 1 arg"},
 		{[]string{"resume", "sip-2"}, "sip-2: resumed\n", ""},

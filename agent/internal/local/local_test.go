@@ -92,6 +92,10 @@ func TestRequestsByHand(t *testing.T) {
 		{"POST", "/withdraw", `{"vip":"v","nwo":true}`, 400, "nwo"},
 		{"POST", "/withdraw", `{`, 400, "body"},
 		{"POST", "/withdraw", `{"vip":"` + strings.Repeat("v", 1<<17) + `"}`, 400, "too large"},
+		{"POST", "/withdraw", `{"vip":"v"}{"vip":"w"}`, 400, "more than one"},
+		{"POST", "/withdraw", `{"vip":"v"} x`, 400, "more than one"},
+		{"POST", "/withdraw", `["v"]`, 400, "body"},
+		{"POST", "/withdraw", "{\"vip\":\"v\"}\n", 200, "v"},
 		{"POST", "/accept", "", 200, "accept"},
 		{"GET", "/accept", "", 405, ""},
 		{"GET", "/withdraw", "", 405, ""},
@@ -203,18 +207,24 @@ func TestPrint(t *testing.T) {
 			{"vip":"w","role":"withdrawn","claim":"none","target":"dc2","reason":"by hand since 2026-11-22T19:00:00Z: upgrade"}],
 			"sessions":[{"neighbor":"192.0.2.1","established":true,"since":"2026-11-20T12:00:00Z"},
 			{"neighbor":"192.0.2.2","since":"2026-11-22T19:59:00Z","error":"connection refused"}],
+			"drift":{"mended":"7","at":"2026-11-22T19:58:00Z","last":["mended b","mended a"]},
 			"faults":[{"subject":"/medway/v1/pools/x","reason":"unknown field"}]}`),
-		Snapshot: Snapshot{Source: FromEtcd, Revision: 512, Confirmed: &confirmed, Fresh: true},
-		Routes:   []Route{{VIP: "v", Prefix: netip.MustParsePrefix("203.0.113.10/32"), MED: 100, Communities: []string{"65001:1", "65001:2"}}},
+		VIPs:      []string{"v", "w"},
+		Withdrawn: []Withdrawal{{VIP: "gone", Since: saved}, {VIP: "w", Since: saved, Reason: "upgrade"}},
+		Snapshot:  Snapshot{Source: FromEtcd, Revision: 512, Confirmed: &confirmed, Fresh: true},
+		Routes:    []Route{{VIP: "v", Prefix: netip.MustParsePrefix("203.0.113.10/32"), MED: 100, Communities: []string{"65001:1", "65001:2"}}},
 	}
 	var out strings.Builder
 	if err := s.Print(&out, now); err != nil {
 		t.Fatal(err)
 	}
-	want := `Node     dc1-lvs-a, site dc1, version v1
-Acts on  etcd, revision 512, confirmed 300ms ago
-BGP      192.0.2.1: established for 2d8h
-BGP      192.0.2.2: down for 1m0s: connection refused
+	want := `Node       dc1-lvs-a, site dc1, version v1
+Acts on    etcd, revision 512, confirmed 300ms ago
+BGP        192.0.2.1: established for 2d8h
+BGP        192.0.2.2: down for 1m0s: connection refused
+Drift      7 changes of others mended, the last at 2026-11-22T19:58:00Z
+Withdrawn  gone since 2026-11-22T18:45:00Z
+Withdrawn  w since 2026-11-22T18:45:00Z upgrade
 
 VIPs
   VIP  ROLE       MED  CLAIM  TARGET  ACTIVE  INACT  WHY
@@ -227,6 +237,10 @@ Routes
 
 Faults
   /medway/v1/pools/x: unknown field
+
+Drift, newest first
+  mended b
+  mended a
 `
 	if diff := cmp.Diff(want, out.String()); diff != "" {
 		t.Error(diff)

@@ -24,6 +24,12 @@ func (s Status) Print(out io.Writer, now time.Time) error {
 	for _, n := range node.Sessions {
 		fmt.Fprintf(w, "BGP\t%s\n", sessionWords(n, now))
 	}
+	if d := node.GetDrift(); d.GetMended() > 0 {
+		fmt.Fprintf(w, "Drift\t%d changes of others mended, the last at %s\n", d.Mended, d.At)
+	}
+	for _, by := range s.Withdrawn { // also VIPs that have left the plan since
+		fmt.Fprintf(w, "Withdrawn\t%s\n", strings.TrimSpace(by.VIP+" since "+by.Since.Format(time.RFC3339)+" "+by.Reason))
+	}
 	section := func(title, columns string) { fmt.Fprintf(w, "\n%s\n  %s\n", title, columns) }
 	section("VIPs", "VIP\tROLE\tMED\tCLAIM\tTARGET\tACTIVE\tINACT\tWHY")
 	for _, v := range node.Vips {
@@ -47,11 +53,14 @@ func (s Status) Print(out io.Writer, now time.Time) error {
 	for _, f := range node.Faults {
 		fmt.Fprintf(out, "  %s: %s\n", f.Subject, f.Reason)
 	}
+	if last := node.GetDrift().GetLast(); len(last) > 0 {
+		fmt.Fprintf(out, "\nDrift, newest first\n  %s\n", strings.Join(last, "\n  "))
+	}
 	return nil
 }
 
 func (s Snapshot) words(now time.Time) string {
-	text := "nothing yet: etcd can't be reached, and there is no snapshot on disk"
+	text := "nothing yet: etcd has not answered, and no snapshot on disk is used"
 	switch s.Source {
 	case FromEtcd:
 		text = fmt.Sprintf("etcd, revision %d", s.Revision)

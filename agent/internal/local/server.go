@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
@@ -104,7 +105,11 @@ func handler(a Agent) http.Handler {
 			if r.ContentLength != 0 {
 				d := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<16))
 				d.DisallowUnknownFields()
-				if err := d.Decode(&o); err != nil {
+				err := d.Decode(&o)
+				if err == nil && d.Decode(&struct{}{}) != io.EOF {
+					err = errors.New("more than one JSON object")
+				}
+				if err != nil {
 					answer(w, http.StatusBadRequest, Answer{Error: "body: " + err.Error()})
 					return
 				}
