@@ -132,6 +132,20 @@ func TestStandardInput(t *testing.T) {
 	}
 }
 
+// TestLinkToADirectory: configurations are often switched by one.
+func TestLinkToADirectory(t *testing.T) {
+	dir, link := files(t, map[string]string{"a.yaml": poolText}), filepath.Join(t.TempDir(), "current")
+	if err := os.Symlink(dir, link); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{link, link + "/"} {
+		objects, err := Read([]string{path}, nil)
+		if err != nil || len(objects) != 1 || objects[0].document.Place("") != link+"/a.yaml:1:1" {
+			t.Errorf("%s: %v, %v", path, objects, err)
+		}
+	}
+}
+
 // entries are what is stored, key below the prefix to value.
 func entries(values map[string]string) (out []store.Entry) {
 	for key, value := range values {
@@ -162,6 +176,10 @@ func TestCheck(t *testing.T) {
 		},
 		{"two backends with one address", poolText + "---\n" + backendText + "---\n" + strings.Replace(backendText, "b1", "b2", 1), nil, []string{`stdin:15:1: Backend sbc/b2: field address`}, ""},
 		{"what was wrong before", backendText, map[string]string{"vips/other": "?", "pools/sbc": "{}"}, []string{"-"}, ""},
+		{
+			"wrong as it was before", vipText, map[string]string{"vips/sip-1": strings.Replace(other, `"dc1":"g1"`, `"dc1":"g1","dc2":"g2"`, 1)},
+			[]string{`stdin:6:33: VIP sip-1: field services[0].pool: pool "sbc" does not exist`}, "",
+		},
 		{
 			"a field that a node does not know", newer + "---\n" + poolText, map[string]string{"nodes/n-old": node + "}", "nodes/n-new": node + `,"schema":2}`},
 			[]string{"stdin:9:3: VIP sip-1: field announcement.roles needs schema 2; node n-old knows 1: upgrade its agent first, or, if the node is gone for good: etcdctl del /medway/v1/nodes/n-old"}, "",
