@@ -610,3 +610,20 @@ func TestOneLookMayTakeInManyChanges(t *testing.T) {
 		})
 	}
 }
+
+// TestMoreNodesThanTheLadderHasPlacesFor: ranks go from 0 to 8 (PROTOCOL).
+func TestMoreNodesThanTheLadderHasPlacesFor(t *testing.T) {
+	c := filled(t)
+	put(c, "backends/sbc/b", `{"site":"dc1","address":"10.1.0.1"}`, 5)
+	node := func(i int) {
+		site := i%2 + 1
+		put(c, fmt.Sprintf("nodes/n%d", i), fmt.Sprintf(`{"machine_id":"m","site":"dc%d","group":"g%d","ipv4":"10.0.0.%d","sync_address":"169.254.1.%d"}`, site, site, i+1, i), 10)
+	}
+	for i := range ranks {
+		node(i)
+	}
+	demandNotices(t, c)
+	node(ranks)
+	demandFaults(t, c)
+	demandNotices(t, c, "vips/v: field groups: 10 nodes are in these groups: expected at most 9")
+}
