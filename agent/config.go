@@ -219,11 +219,17 @@ func (c Config) socket() string {
 // SocketPath is where the agent with this file listens. Nothing else in the file
 // is looked at: a file that has been spoilt since the agent started must not keep
 // people from it.
-func SocketPath(file string) (string, error) {
+func SocketPath(file string) (path string, err error) {
 	text, err := os.ReadFile(file)
 	if err != nil {
 		return "", err
 	}
+	// A fault of the library should not end the program, as in yamlfile.
+	defer func() {
+		if recover() != nil {
+			err = fmt.Errorf("%s: not YAML", file)
+		}
+	}()
 	c := struct {
 		Socket   string `yaml:"socket"`
 		StateDir string `yaml:"state_dir"`

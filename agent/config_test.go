@@ -421,3 +421,22 @@ func FuzzLoadConfig(f *testing.F) {
 		}
 	})
 }
+
+// FuzzSocketPath: a spoilt file must not keep people from the agent by more than
+// an error.
+func FuzzSocketPath(f *testing.F) {
+	for _, seed := range []string{
+		"", goodConfig, "socket: /run/a.sock\n", "state_dir: /x\nnode: [", "socket: {a: 1}", "a: &x [*x]\n", "<<: *a", "---\n---\n", "\xff", "socket: !!binary aGk=", "socket: |\n  /a\n",
+	} {
+		f.Add([]byte(seed))
+	}
+	path := filepath.Join(f.TempDir(), "agent.yaml")
+	f.Fuzz(func(t *testing.T, text []byte) {
+		if err := os.WriteFile(path, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if socket, err := SocketPath(path); err == nil && socket == "" {
+			t.Errorf("no path, and no error")
+		}
+	})
+}

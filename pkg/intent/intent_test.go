@@ -227,3 +227,29 @@ func FuzzRead(f *testing.F) {
 		}
 	})
 }
+
+// FuzzCheck checks good objects beside anything that may be stored.
+func FuzzCheck(f *testing.F) {
+	for key, value := range map[string]string{
+		"vips/other": `{"addresses":["203.0.113.10"],"groups":{"dc1":"g1"},"services":[{"protocol":"tcp","port":5060,"pool":"sbc"}]}`,
+		"nodes/n":    `{"machine_id":"m","site":"dc1","group":"g1","ipv4":"203.0.113.10","sync_address":"169.254.3.4","schema":3,"of_schema_3":1}`,
+		"pools/sbc":  "?", "vips/sip-1": "{", "target_state/sip-1": "dc9", "\u202e": "\x1b", "backends/sbc/b1": `{"site":"dc1","address":"203.0.113.10"}`,
+	} {
+		f.Add(key, []byte(value))
+	}
+	f.Fuzz(func(t *testing.T, key string, value []byte) {
+		objects, err := Read([]string{"-"}, strings.NewReader(vipText+"announcement: {ladder: {force: 40}}\n---\n"+poolText+"---\n"+backendText))
+		if err != nil {
+			t.Fatal(err)
+		}
+		notices, err := Check([]store.Entry{{Key: state.Prefix + key, Value: value, ModRevision: 5}}, 9, objects)
+		if err != nil {
+			notices = append(notices, strings.Split(err.Error(), "\n")...)
+		}
+		for _, line := range notices {
+			if len(line) > 1000 || state.Line(line) != line {
+				t.Errorf("%d bytes, or not printable: %.1000q", len(line), line)
+			}
+		}
+	})
+}
