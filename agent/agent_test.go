@@ -66,6 +66,17 @@ func TestAnUnreadableKernelIsTheLastResort(t *testing.T) {
 	n.announces("203.0.113.10/32 900")
 }
 
+// TestWhatIsNoTextIsShownAllTheSame: it must not cost the whole status.
+func TestWhatIsNoTextIsShownAllTheSame(t *testing.T) {
+	n := newNode(t)
+	n.kernel.broken = errors.New("no \xff\nluck" + strings.Repeat("\x00", 1<<20))
+	n.run()
+	eventually(t, "shown in etcd", func() bool {
+		value := n.get("/medway/status/dc1-lvs-a").Value
+		return strings.Contains(string(value), `no \\xff\\nluck`) && len(value) < 1<<14
+	})
+}
+
 // TestTheActiveNodeStaysThroughShortFailures: only what lasts moves its calls.
 func TestTheActiveNodeStaysThroughShortFailures(t *testing.T) {
 	n := newActive(t)

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -75,9 +76,9 @@ type Neighbor struct {
 	Address netip.Addr `yaml:"address"`
 	AS      uint32     `yaml:"as"`
 	// HoldTime and Keepalive in whole seconds. Default 9s, and a third of
-	// hold_time.
-	HoldTime  time.Duration `yaml:"hold_time"`
-	Keepalive time.Duration `yaml:"keepalive"`
+	// hold_time. A pointer tells what is not set from 0.
+	HoldTime  *time.Duration `yaml:"hold_time"`
+	Keepalive *time.Duration `yaml:"keepalive"`
 	// PasswordFile holds the TCP MD5 password (RFC 2385).
 	PasswordFile string `yaml:"password_file"`
 	// TTLSecurity is GTSM (RFC 5082), for a router that is directly connected.
@@ -90,7 +91,7 @@ type Neighbor struct {
 	GracefulRestart *time.Duration `yaml:"graceful_restart"`
 	// MaxPrefixes is how many routes of a family the router may send, all of
 	// which are refused, before its session is closed. Default 2000000.
-	MaxPrefixes uint32 `yaml:"max_prefixes"`
+	MaxPrefixes *uint32 `yaml:"max_prefixes"`
 }
 
 // BFD configures a BFD session with a neighbour.
@@ -167,12 +168,30 @@ func (c Config) Validate() error {
 	if len(c.BGP.Neighbors) == 0 {
 		wrong("bgp.neighbors", "", "at least one router")
 	}
+	for i, n := range c.BGP.Neighbors {
+		n.validate(func(field string, value any, expected string) {
+			wrong(fmt.Sprintf("bgp.neighbors[%d].%s", i, field), value, expected)
+		})
+	}
 	return errors.Join(append(errs, c.checkSpeaker()...)...)
 }
 
 // usable says whether other hosts can send to an address of a family.
 func usable(a netip.Addr, family func(netip.Addr) bool) bool {
-	return family(a) && !a.Is4In6() && a.Zone() == "" && a.IsGlobalUnicast()
+	return family(a) && state.Unicast(a)
+}
+
+// validate refuses a 0 that the speaker would take for its default.
+func (n Neighbor) validate(wrong func(field string, value any, expected string)) {
+	if n.HoldTime != nil && *n.HoldTime == 0 {
+		wrong("hold_time", *n.HoldTime, "whole seconds from 3s to 65535s")
+	}
+	if n.Keepalive != nil && *n.Keepalive == 0 {
+		wrong("keepalive", *n.Keepalive, "whole seconds from 1s to less than hold_time")
+	}
+	if n.MaxPrefixes != nil && *n.MaxPrefixes == 0 {
+		wrong("max_prefixes", *n.MaxPrefixes, "a whole number from 1 to 4294967295")
+	}
 }
 
 // validDevice is the kernel's own rule (dev_valid_name in net/core/dev.c).
@@ -200,11 +219,17 @@ func (c Config) socket() string {
 // SocketPath is where the agent with this file listens. Nothing else in the file
 // is looked at: a file that has been spoilt since the agent started must not keep
 // people from it.
-func SocketPath(file string) (string, error) {
+func SocketPath(file string) (path string, err error) {
 	text, err := os.ReadFile(file)
 	if err != nil {
 		return "", err
 	}
+	// A fault of the library should not end the program, as in yamlfile.
+	defer func() {
+		if recover() != nil {
+			err = fmt.Errorf("%s: not YAML", file)
+		}
+	}()
 	c := struct {
 		Socket   string `yaml:"socket"`
 		StateDir string `yaml:"state_dir"`
@@ -226,7 +251,7 @@ func (e Etcd) validate(wrong func(field string, value any, expected string)) {
 		switch {
 		case !secure && !plain:
 			wrong(field, endpoint, "a URL that begins with https://")
-		case err != nil || u.Hostname() == "" || u.User != nil || u.Path != "" || u.RawQuery != "" || u.Fragment != "":
+		case err != nil || u.Hostname() == "" || !validPort(u.Port()) || u.User != nil || u.Path != "" || u.RawQuery != "" || u.Fragment != "":
 			// Without its value: there may be a password in it.
 			wrong(field, "(not shown)", "https://HOST:PORT and nothing more")
 		case secure && e.Insecure:
@@ -238,6 +263,11 @@ func (e Etcd) validate(wrong func(field string, value any, expected string)) {
 	if (e.Cert == "") != (e.Key == "") {
 		wrong("etcd.cert", e.Cert, "cert and key together")
 	}
+}
+
+func validPort(text string) bool {
+	port, err := strconv.ParseUint(text, 10, 16)
+	return err == nil && port > 0
 }
 
 // CheckFiles opens the files that the configuration names, and says of each what
@@ -330,9 +360,9 @@ func (c Config) speaker(passwords map[netip.Addr]string) bgp.Config {
 	out := bgp.Config{AS: c.BGP.AS, RouterID: c.BGP.RouterID, LocalAddress: c.Addresses.IPv4, LocalAddress6: c.Addresses.IPv6}
 	for _, n := range c.BGP.Neighbors {
 		neighbor := bgp.Neighbor{
-			Address: n.Address, AS: n.AS, HoldTime: n.holdTime(), Keepalive: n.Keepalive,
+			Address: n.Address, AS: n.AS, HoldTime: n.holdTime(), Keepalive: valueOf(n.Keepalive),
 			Password: passwords[n.Address], TTLSecurity: n.TTLSecurity, Multihop: n.Multihop,
-			GracefulRestart: n.gracefulRestart(), MaxPrefixes: n.MaxPrefixes,
+			GracefulRestart: n.gracefulRestart(), MaxPrefixes: valueOf(n.MaxPrefixes),
 		}
 		if n.BFD != nil {
 			neighbor.BFD = &bgp.BFD{Interval: n.BFD.Interval, Multiplier: n.BFD.Multiplier}
@@ -361,10 +391,18 @@ func (b BGP) kept(neighbor netip.Addr) time.Duration {
 }
 
 func (n Neighbor) holdTime() time.Duration {
-	if n.HoldTime == 0 {
+	if n.HoldTime == nil {
 		return defaultHoldTime
 	}
-	return n.HoldTime
+	return *n.HoldTime
+}
+
+// valueOf is what p points at, the zero value for nil.
+func valueOf[T any](p *T) (value T) {
+	if p != nil {
+		value = *p
+	}
+	return value
 }
 
 // maxPassword is the kernel's limit (TCP_MD5SIG_MAXKEYLEN).

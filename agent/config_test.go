@@ -60,7 +60,7 @@ func TestLoadConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr, off := netip.MustParseAddr, time.Duration(0)
+	addr, off, hold := netip.MustParseAddr, time.Duration(0), 30*time.Second
 	want := Config{
 		Node: "dc1-lvs-a", Site: "dc1", Group: "dc1-edge1", Addresses: Addresses{IPv4: addr("10.1.0.11")}, Uplink: "eth0",
 		Etcd: Etcd{
@@ -72,7 +72,7 @@ func TestLoadConfig(t *testing.T) {
 				Address: addr("10.1.0.1"), AS: 65001, PasswordFile: "/etc/medway/edge1.secret", TTLSecurity: true,
 				BFD: &BFD{Interval: 150 * time.Millisecond, Multiplier: 3},
 			},
-			{Address: addr("10.1.0.2"), AS: 65002, HoldTime: 30 * time.Second, GracefulRestart: &off},
+			{Address: addr("10.1.0.2"), AS: 65002, HoldTime: &hold, GracefulRestart: &off},
 		}},
 		LeaseTTL: 7 * time.Second, StateDir: "/var/tmp/medway",
 	}
@@ -128,6 +128,7 @@ func TestBadConfigSaysWhereAndWhat(t *testing.T) {
 		{"no address", "addresses: {ipv4: 10.1.0.11}\n", "", []string{"field addresses.ipv4", "IPv4 unicast"}},
 		{"IPv6 address", "{ipv4: 10.1.0.11}", `{ipv4: "2001:db8::1"}`, []string{"field addresses.ipv4", `"2001:db8::1"`, "IPv4 unicast"}},
 		{"multicast address", "{ipv4: 10.1.0.11}", `{ipv4: 224.0.0.1}`, []string{"field addresses.ipv4", `"224.0.0.1"`}},
+		{"reserved address", "{ipv4: 10.1.0.11}", `{ipv4: 240.0.0.1}`, []string{"field addresses.ipv4", `"240.0.0.1"`}},
 		{"IPv4 for IPv6", "{ipv4: 10.1.0.11}", `{ipv4: 10.1.0.11, ipv6: 10.1.0.12}`, []string{"field addresses.ipv6", `"10.1.0.12"`, "IPv6 unicast"}},
 		{"mapped address", "{ipv4: 10.1.0.11}", `{ipv4: 10.1.0.11, ipv6: "::ffff:10.1.0.11"}`, []string{"field addresses.ipv6", "IPv6 unicast"}},
 		{"link-local address", "{ipv4: 10.1.0.11}", `{ipv4: 10.1.0.11, ipv6: "fe80::1"}`, []string{"field addresses.ipv6", "IPv6 unicast"}},
@@ -138,6 +139,9 @@ func TestBadConfigSaysWhereAndWhat(t *testing.T) {
 		{"no endpoints", `["https://10.1.0.5:2379", "https://10.2.0.5:2379", "https://10.3.0.5:2379"]`, "[]", []string{"field etcd.endpoints", "at least one URL"}},
 		{"no TLS", "https://10.2.0.5", "http://10.2.0.5", []string{"field etcd.endpoints[1]", `"http://10.2.0.5:2379"`, "insecure: true"}},
 		{"no scheme", "https://10.2.0.5", "10.2.0.5", []string{"field etcd.endpoints[1]", `"10.2.0.5:2379"`, "begins with https://"}},
+		{"no port", "https://10.2.0.5:2379", "https://10.2.0.5", []string{":7:40: field etcd.endpoints[1]", "https://HOST:PORT"}},
+		{"no such port", "https://10.2.0.5:2379", "https://10.2.0.5:65536", []string{":7:40: field etcd.endpoints[1]", "https://HOST:PORT"}},
+		{"port 0", "https://10.2.0.5:2379", "https://10.2.0.5:0", []string{":7:40: field etcd.endpoints[1]", "https://HOST:PORT"}},
 		{"cert without key", "  key: /etc/medway/node.key\n", "", []string{"field etcd.cert", `"/etc/medway/node.pem"`, "cert and key together"}},
 		{"key without cert", "  cert: /etc/medway/node.pem\n", "", []string{"field etcd.cert", "cert and key together"}},
 
@@ -165,6 +169,10 @@ func TestBadConfigSaysWhereAndWhat(t *testing.T) {
 		{"neighbour without an AS", "as: 65002, ", "", []string{"field bgp.neighbors[1].as", `"0"`}},
 		{"hold time too short", "hold_time: 30s", "hold_time: 2s", []string{"field bgp.neighbors[1].hold_time", `"2s"`, "3s to 65535s"}},
 		{"hold time in parts of seconds", "hold_time: 30s", "hold_time: 30500ms", []string{"hold_time", `"30.5s"`, "whole seconds"}},
+		{"no hold time", "hold_time: 30s", "hold_time: 0s", []string{":16:38: field bgp.neighbors[1].hold_time", `"0s"`, "3s to 65535s"}},
+		{"no keepalive", "hold_time: 30s", "keepalive: 0s", []string{"field bgp.neighbors[1].keepalive", `"0s"`, "1s to less than hold_time"}},
+		{"no prefixes", "hold_time: 30s", "max_prefixes: 0", []string{"field bgp.neighbors[1].max_prefixes", `"0"`, "1 to 4294967295"}},
+		{"a neighbour that is this host", "address: 10.1.0.2", "address: 10.1.0.11", []string{"field bgp.neighbors[1].address", `"10.1.0.11"`, "not of this host"}},
 		{"keepalive too long", "hold_time: 30s", "hold_time: 30s, keepalive: 30s", []string{"field bgp.neighbors[1].keepalive", `"30s"`}},
 		{"graceful restart too long", "graceful_restart: 0s", "graceful_restart: 4096s", []string{"field bgp.neighbors[1].graceful_restart", `"1h8m16s"`}},
 		{"multihop with TTL security", "hold_time: 30s", "multihop: 2, ttl_security: true", []string{"field bgp.neighbors[1].multihop", "ttl_security"}},
@@ -410,6 +418,25 @@ func FuzzLoadConfig(f *testing.F) {
 		}
 		if err := c.Validate(); err != nil {
 			t.Errorf("loaded, but not valid: %v", err)
+		}
+	})
+}
+
+// FuzzSocketPath: a spoilt file must not keep people from the agent by more than
+// an error.
+func FuzzSocketPath(f *testing.F) {
+	for _, seed := range []string{
+		"", goodConfig, "socket: /run/a.sock\n", "state_dir: /x\nnode: [", "socket: {a: 1}", "a: &x [*x]\n", "<<: *a", "---\n---\n", "\xff", "socket: !!binary aGk=", "socket: |\n  /a\n",
+	} {
+		f.Add([]byte(seed))
+	}
+	path := filepath.Join(f.TempDir(), "agent.yaml")
+	f.Fuzz(func(t *testing.T, text []byte) {
+		if err := os.WriteFile(path, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if socket, err := SocketPath(path); err == nil && socket == "" {
+			t.Errorf("no path, and no error")
 		}
 	})
 }

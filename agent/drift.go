@@ -88,7 +88,7 @@ func (d *drift) note(line string) {
 	defer d.mu.Unlock()
 	d.mended++
 	d.at = time.Now()
-	d.last = append([]string{line}, d.last[:min(len(d.last), driftShown-1)]...)
+	d.last = append([]string{readable(line)}, d.last[:min(len(d.last), driftShown-1)]...)
 }
 
 // status is for the node's status key; nil while nothing was mended.

@@ -330,12 +330,13 @@ func (f *fakes) host() host {
 // testConfig is a node's file for a test: short times, no TLS.
 func testConfig(t testing.TB, node, site, endpoint string) Config {
 	t.Helper()
+	hold := 3 * time.Second
 	return Config{
 		Node: node, Site: site, Group: site + "-edge1", Uplink: "eth0",
 		Addresses: Addresses{IPv4: netip.MustParseAddr("192.0.2.11")},
 		Etcd:      Etcd{Endpoints: []string{"http://" + endpoint}, Insecure: true},
 		BGP: BGP{AS: 65001, RouterID: netip.MustParseAddr("192.0.2.11"), Neighbors: []Neighbor{
-			{Address: router, AS: 65001, HoldTime: 3 * time.Second},
+			{Address: router, AS: 65001, HoldTime: &hold},
 		}},
 		LeaseTTL: 2 * time.Second, StateDir: t.TempDir(),
 	}

@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/medway-lb/medway/pkg/store"
 )
 
 // Version is the version of this build: the tag, or else the time and hash of the
@@ -24,22 +26,25 @@ func Version() string {
 
 // machineID tells this host from any other: /etc/machine-id, or where there is
 // none (a container) a random word that is kept in dir.
-func machineID(dir string) (string, error) {
-	if text, err := os.ReadFile("/etc/machine-id"); err == nil {
-		if id := strings.TrimSpace(string(text)); id != "" {
+func machineID(dir string) (string, error) { return machineIDOf("/etc/machine-id", dir) }
+
+func machineIDOf(host, dir string) (string, error) {
+	if text, err := os.ReadFile(host); err == nil {
+		// "uninitialized" is what images have before their first boot (machine-id(5)).
+		if id := strings.TrimSpace(string(text)); id != "" && id != "uninitialized" {
 			return id, nil
 		}
 	}
 	path := filepath.Join(dir, "machine-id")
 	text, err := os.ReadFile(path)
-	if err == nil {
-		return strings.TrimSpace(string(text)), nil
-	}
-	if !errors.Is(err, fs.ErrNotExist) {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", err
 	}
+	if id := strings.TrimSpace(string(text)); id != "" {
+		return id, nil
+	}
 	id := strings.ToLower(rand.Text())
-	return id, os.WriteFile(path, []byte(id+"\n"), 0o600)
+	return id, store.ReplaceFile(path, []byte(id+"\n"))
 }
 
 func bootID() string {

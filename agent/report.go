@@ -74,7 +74,7 @@ func (d *decider) publish(now view) {
 // reportFaults are the things that are wrong, for people.
 func (d *decider) reportFaults(now view, with *state.Snapshot) (faults []*medwayv1.Fault) {
 	fault := func(subject, format string, args ...any) {
-		faults = append(faults, &medwayv1.Fault{Subject: subject, Reason: fmt.Sprintf(format, args...)})
+		faults = append(faults, &medwayv1.Fault{Subject: subject, Reason: readable(fmt.Sprintf(format, args...))})
 	}
 	wrong := slices.Concat(plan.Faults(now.snapshot, d.self), now.snapshot.Faults)
 	for i, f := range wrong {
@@ -85,7 +85,11 @@ func (d *decider) reportFaults(now view, with *state.Snapshot) (faults []*medway
 		fault(f.Key, "%s", f.Reason)
 	}
 	if d.applied != nil {
-		for _, err := range d.applied.report.Failed {
+		for i, err := range d.applied.report.Failed {
+			if i == maxFaults {
+				fault("kernel", "%d more changes failed", len(d.applied.report.Failed)-i)
+				break
+			}
 			fault("kernel", "%v", err)
 		}
 	}
@@ -128,6 +132,16 @@ func (a *Agent) diskFaults(now view) (faults []*medwayv1.Fault) {
 			"those on disk could not be read at the start, so nothing is withdrawn by them: %v", err)})
 	}
 	return faults
+}
+
+// readable is what the kernel, its tools or a router said, in a form that a status
+// can hold: any bytes that are no text would cost all of it.
+func readable(text string) string {
+	const most = 1000
+	if len(text) > most {
+		text = text[:most] + "..."
+	}
+	return state.Line(text)
 }
 
 // report writes the node's status key: when what it does has changed, and now
@@ -200,11 +214,11 @@ func (a *Agent) withLive(node *medwayv1.Status) *medwayv1.Status {
 	for _, s := range a.speaker.Sessions() {
 		out.Sessions = append(out.Sessions, &medwayv1.Session{
 			Neighbor: s.Neighbor.String(), Established: s.Established,
-			Since: s.Since.UTC().Format(time.RFC3339), Error: s.LastError,
+			Since: s.Since.UTC().Format(time.RFC3339), Error: readable(s.LastError),
 		})
 	}
 	for _, trouble := range a.store.Troubles() {
-		out.Faults = append(out.Faults, &medwayv1.Fault{Subject: "etcd", Reason: trouble})
+		out.Faults = append(out.Faults, &medwayv1.Fault{Subject: "etcd", Reason: readable(trouble)})
 	}
 	if err := a.config.Etcd.checkKey(); err != nil {
 		out.Faults = append(out.Faults, &medwayv1.Fault{Subject: "etcd", Reason: err.Error()})
@@ -220,7 +234,7 @@ func (a *Agent) count(ctx context.Context, s *medwayv1.Status) {
 	a.status.mu.Unlock()
 	counts, err := a.kernel.connections(ctx)
 	if err != nil {
-		s.Faults = append(s.Faults, &medwayv1.Fault{Subject: "ipvs", Reason: err.Error()})
+		s.Faults = append(s.Faults, &medwayv1.Fault{Subject: "ipvs", Reason: readable(err.Error())})
 	}
 	for _, v := range s.Vips {
 		for _, address := range addresses[v.Vip] {

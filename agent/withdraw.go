@@ -47,19 +47,28 @@ func (c Config) withdrawalsFile() string { return filepath.Join(c.StateDir, "wit
 
 // readWithdrawals reads the file; there are none where it is missing or damaged.
 func readWithdrawals(path string) (map[string]withdrawal, error) {
-	vips := map[string]withdrawal{}
+	var vips map[string]withdrawal
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return vips, nil
+		return map[string]withdrawal{}, nil
 	}
 	if err == nil {
-		err = json.Unmarshal(text, &vips)
-	}
-	if err == nil && vips == nil {
-		err = errors.New("null: expected an object")
+		vips, err = decodeWithdrawals(text)
 	}
 	if err != nil {
 		return map[string]withdrawal{}, fmt.Errorf("%s: %w", path, err)
+	}
+	return vips, nil
+}
+
+// decodeWithdrawals reads what setWithdrawals wrote.
+func decodeWithdrawals(text []byte) (map[string]withdrawal, error) {
+	var vips map[string]withdrawal
+	if err := json.Unmarshal(text, &vips); err != nil {
+		return nil, err
+	}
+	if vips == nil {
+		return nil, errors.New("null: expected an object")
 	}
 	return vips, nil
 }

@@ -251,6 +251,42 @@ func TestDamagedWithdrawalsAreSaid(t *testing.T) {
 	}
 }
 
+// TestWithdrawalsFile: "null" is JSON, and no list that can be added to.
+func TestWithdrawalsFile(t *testing.T) {
+	for _, text := range []string{"", "null", "[]", "5", `{"v":5}`, `{"v":{"since":"yesterday"}}`} {
+		if vips, err := decodeWithdrawals([]byte(text)); err == nil {
+			t.Errorf("%q: %v", text, vips)
+		}
+	}
+	for _, text := range []string{"{}", "{\"v\":{\"since\":\"2024-11-22T17:00:00Z\",\"reason\":\"why\"}}\n"} {
+		if vips, err := decodeWithdrawals([]byte(text)); err != nil || vips == nil {
+			t.Errorf("%q: %v, %v", text, vips, err)
+		}
+	}
+}
+
+func FuzzWithdrawals(f *testing.F) {
+	for _, seed := range []string{
+		"", "null", "{}", "[]", "{", `{"v":{"since":"2024-11-22T17:00:00Z","reason":"why"}}`, `{"v":null}`, `{"":{}}`, `{"v":{"since":5}}`, "\xff",
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		vips, err := decodeWithdrawals(text)
+		if err != nil {
+			return
+		}
+		vips["new"] = withdrawal{}
+		kept, err := json.Marshal(vips)
+		if err != nil {
+			return // a year of five digits, which no file of ours has
+		}
+		if again, err := decodeWithdrawals(kept); err != nil || len(again) != len(vips) {
+			t.Errorf("%q becomes %q: %v", text, kept, err)
+		}
+	})
+}
+
 func TestTheLocalStatus(t *testing.T) {
 	n := newActive(t)
 	n.kernel.set(func(k *fakeKernel) { k.conns[netip.MustParseAddr("203.0.113.10")] = connections{active: 7} })

@@ -198,7 +198,7 @@ func (n Number) With(v int64) string { return change(n.value, v, n.path...) }
 
 // Numbers are the fields that hold a number, each with its range.
 func Numbers() []Number {
-	const wide = `{"force":0,"step":1,"active":1073741823,"unconfirmed":1073741824,"standby":1073741833,"backup":1073741842,"site_step":18,"last_resort":2147483647}`
+	const wide = `{"force":1,"step":1,"active":1073741823,"unconfirmed":1073741824,"standby":1073741833,"backup":1073741842,"site_step":18,"last_resort":2147483647}`
 	vip := full[2].Value
 	tcp := change(vip, map[string]any{"protocol": "tcp", "port": 5060, "pool": "sbc"}, "services", 0)
 	return []Number{
@@ -206,9 +206,9 @@ func Numbers() []Number {
 		{"settings", []any{"sync", "port"}, 1, 65535, `{}`},
 		{"settings", []any{"sync", "tunnel_mtu"}, 1052, 65000, `{}`},
 		{"settings", []any{"sync", "max_length"}, 1024, 1452, `{}`},
-		{"ladder", []any{"force"}, 0, 1073741822, wide},
+		{"ladder", []any{"force"}, 1, 1073741822, wide},
 		{"ladder", []any{"step"}, 1, 2147483647, wide},
-		{"ladder", []any{"active"}, 1, 1073741823, wide},
+		{"ladder", []any{"active"}, 2, 1073741823, wide},
 		{"ladder", []any{"unconfirmed"}, 1073741824, 1073741824, wide},
 		{"ladder", []any{"standby"}, 1073741833, 1073741833, wide},
 		{"ladder", []any{"backup"}, 1073741842, 2147483647 - 162, wide},

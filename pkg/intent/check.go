@@ -29,11 +29,12 @@ func Check(entries []store.Entry, revision int64, objects []Object) (notices []s
 	}
 	var errs []error
 	for _, f := range cache.Snapshot().Faults {
-		if before[f] {
-			continue
+		o, ours := from[f.Key]
+		if before[f] && !ours {
+			continue // no object of these files can mend it
 		}
 		text := f.Key + ": " + f.Reason
-		if o, ours := from[f.Key]; ours {
+		if ours {
 			field := ""
 			if match := faultField.FindStringSubmatch(f.Reason); match != nil {
 				field = match[1]

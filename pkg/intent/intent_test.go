@@ -132,6 +132,20 @@ func TestStandardInput(t *testing.T) {
 	}
 }
 
+// TestLinkToADirectory: configurations are often switched by one.
+func TestLinkToADirectory(t *testing.T) {
+	dir, link := files(t, map[string]string{"a.yaml": poolText}), filepath.Join(t.TempDir(), "current")
+	if err := os.Symlink(dir, link); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{link, link + "/"} {
+		objects, err := Read([]string{path}, nil)
+		if err != nil || len(objects) != 1 || objects[0].document.Place("") != link+"/a.yaml:1:1" {
+			t.Errorf("%s: %v, %v", path, objects, err)
+		}
+	}
+}
+
 // entries are what is stored, key below the prefix to value.
 func entries(values map[string]string) (out []store.Entry) {
 	for key, value := range values {
@@ -162,6 +176,10 @@ func TestCheck(t *testing.T) {
 		},
 		{"two backends with one address", poolText + "---\n" + backendText + "---\n" + strings.Replace(backendText, "b1", "b2", 1), nil, []string{`stdin:15:1: Backend sbc/b2: field address`}, ""},
 		{"what was wrong before", backendText, map[string]string{"vips/other": "?", "pools/sbc": "{}"}, []string{"-"}, ""},
+		{
+			"wrong as it was before", vipText, map[string]string{"vips/sip-1": strings.Replace(other, `"dc1":"g1"`, `"dc1":"g1","dc2":"g2"`, 1)},
+			[]string{`stdin:6:33: VIP sip-1: field services[0].pool: pool "sbc" does not exist`}, "",
+		},
 		{
 			"a field that a node does not know", newer + "---\n" + poolText, map[string]string{"nodes/n-old": node + "}", "nodes/n-new": node + `,"schema":2}`},
 			[]string{"stdin:9:3: VIP sip-1: field announcement.roles needs schema 2; node n-old knows 1: upgrade its agent first, or, if the node is gone for good: etcdctl del /medway/v1/nodes/n-old"}, "",
@@ -205,6 +223,32 @@ func FuzzRead(f *testing.F) {
 		for _, o := range objects {
 			if _, err := state.Decode(o.Key, o.Value); err != nil {
 				t.Errorf("%s is written as %q: %v", o, o.Value, err)
+			}
+		}
+	})
+}
+
+// FuzzCheck checks good objects beside anything that may be stored.
+func FuzzCheck(f *testing.F) {
+	for key, value := range map[string]string{
+		"vips/other": `{"addresses":["203.0.113.10"],"groups":{"dc1":"g1"},"services":[{"protocol":"tcp","port":5060,"pool":"sbc"}]}`,
+		"nodes/n":    `{"machine_id":"m","site":"dc1","group":"g1","ipv4":"203.0.113.10","sync_address":"169.254.3.4","schema":3,"of_schema_3":1}`,
+		"pools/sbc":  "?", "vips/sip-1": "{", "target_state/sip-1": "dc9", "\u202e": "\x1b", "backends/sbc/b1": `{"site":"dc1","address":"203.0.113.10"}`,
+	} {
+		f.Add(key, []byte(value))
+	}
+	f.Fuzz(func(t *testing.T, key string, value []byte) {
+		objects, err := Read([]string{"-"}, strings.NewReader(vipText+"announcement: {ladder: {force: 40}}\n---\n"+poolText+"---\n"+backendText))
+		if err != nil {
+			t.Fatal(err)
+		}
+		notices, err := Check([]store.Entry{{Key: state.Prefix + key, Value: value, ModRevision: 5}}, 9, objects)
+		if err != nil {
+			notices = append(notices, strings.Split(err.Error(), "\n")...)
+		}
+		for _, line := range notices {
+			if len(line) > 1000 || state.Line(line) != line {
+				t.Errorf("%d bytes, or not printable: %.1000q", len(line), line)
 			}
 		}
 	})

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/yamlfile"
@@ -95,7 +96,8 @@ func parseObjects(file string, text []byte) ([]Object, error) {
 
 func yamlFiles(dir string) ([]string, error) {
 	var files []string
-	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+	// With a slash, or a symbolic link to a directory would not be followed.
+	err := filepath.WalkDir(strings.TrimSuffix(dir, "/")+"/", func(path string, d fs.DirEntry, err error) error {
 		if err == nil && !d.IsDir() && slices.Contains([]string{".yaml", ".yml"}, filepath.Ext(path)) {
 			files = append(files, path)
 		}

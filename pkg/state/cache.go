@@ -73,13 +73,17 @@ func (c *Cache) Put(key string, value []byte, revision, lease int64) {
 		e = &entry{}
 		c.entries[key] = e
 	}
+	if e.unsettled() {
+		// What is in force may not depend on how many changes one look takes in.
+		c.Snapshot()
+	}
 	before := *e
 	e.modRevision, e.lease, e.fault = revision, lease, ""
 	var err error
 	if e.key, err = ParseKey(key); err == nil {
 		var good any
 		if good, err = Decode(e.key, value); err == nil {
-			e.latest = version{good, value, revision}
+			e.latest, e.conflict = version{good, value, revision}, ""
 		}
 	}
 	if err != nil {
@@ -94,6 +98,16 @@ func (c *Cache) Put(key string, value []byte, revision, lease int64) {
 	default:
 		c.intent = nil
 	}
+}
+
+// unsettled says whether a value that could be refused, or be what a later one
+// falls back on, has not been looked at.
+func (e *entry) unsettled() bool {
+	switch e.key.Kind {
+	case KindVIP, KindBackend, KindNode, KindTarget:
+		return e.latest.value != nil && !e.latest.is(e.good) && e.conflict == ""
+	}
+	return false
 }
 
 // Delete takes in that a key is gone, which is intent like any other.

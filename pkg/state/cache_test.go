@@ -580,3 +580,50 @@ func TestIntentIsTheSameUntilItChanges(t *testing.T) {
 		t.Error("nothing is known of snapshots made by hand")
 	}
 }
+
+// TestOneLookMayTakeInManyChanges: which value was the last good one does not
+// depend on whether anyone looked while it was the latest.
+func TestOneLookMayTakeInManyChanges(t *testing.T) {
+	for _, look := range []bool{true, false} {
+		t.Run(fmt.Sprintf("look between is %t", look), func(t *testing.T) {
+			c := filled(t)
+			then := func(key, value string, revision int64) {
+				put(c, key, value, revision)
+				if look {
+					c.Snapshot()
+				}
+			}
+			then("target_state/v", "dc2", 5)
+			then("target_state/v", "dc9", 6)
+			then("vips/w", vipOf("203.0.113.11"), 7)
+			then("vips/w", vipOf("203.0.113.10"), 8)
+			then("backends/sbc/x", backendAt("10.0.0.1"), 9)
+			then("backends/sbc/y", backendAt("10.0.0.2"), 10)
+			then("backends/sbc/y", backendAt("10.0.0.1"), 11)
+			demandTarget(t, c, Target{Site: "dc2", Revision: 5})
+			want := map[string]string{
+				"vips/v": "203.0.113.10", "vips/w": "203.0.113.11", "backends/sbc/x": "10.0.0.1", "backends/sbc/y": "10.0.0.2",
+			}
+			if diff := cmp.Diff(want, inForce(c)); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+// TestMoreNodesThanTheLadderHasPlacesFor: ranks go from 0 to 8 (PROTOCOL).
+func TestMoreNodesThanTheLadderHasPlacesFor(t *testing.T) {
+	c := filled(t)
+	put(c, "backends/sbc/b", `{"site":"dc1","address":"10.1.0.1"}`, 5)
+	node := func(i int) {
+		site := i%2 + 1
+		put(c, fmt.Sprintf("nodes/n%d", i), fmt.Sprintf(`{"machine_id":"m","site":"dc%d","group":"g%d","ipv4":"10.0.0.%d","sync_address":"169.254.1.%d"}`, site, site, i+1, i), 10)
+	}
+	for i := range ranks {
+		node(i)
+	}
+	demandNotices(t, c)
+	node(ranks)
+	demandFaults(t, c)
+	demandNotices(t, c, "vips/v: field groups: 10 nodes are in these groups: expected at most 9")
+}

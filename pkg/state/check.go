@@ -43,9 +43,9 @@ func (s *Snapshot) notice(k Key, format string, args ...any) {
 
 func (s *Snapshot) checkVIPs() {
 	v4, v6 := s.families()
-	inGroup := map[[2]string]bool{}
+	inGroup := map[[2]string]int{}
 	for _, n := range s.Nodes {
-		inGroup[[2]string{n.Site, n.Group}] = true
+		inGroup[[2]string{n.Site, n.Group}]++
 	}
 	for name, v := range s.VIPs {
 		key := Key{Kind: KindVIP, A: name}
@@ -71,10 +71,16 @@ func (s *Snapshot) checkVIPs() {
 				s.notice(key, "field announcement.prefixes[%d]: %s holds the address of %s: what is sent there may follow the VIP", i, p, host)
 			}
 		}
+		nodes := 0
 		for site, group := range v.Groups {
-			if len(s.Nodes) > 0 && !inGroup[[2]string{site, group}] {
+			n := inGroup[[2]string{site, group}]
+			nodes += n
+			if len(s.Nodes) > 0 && n == 0 {
 				s.notice(key, "field groups.%s: value %q: no node is in this group", site, group)
 			}
+		}
+		if nodes > ranks {
+			s.notice(key, "field groups: %d nodes are in these groups: expected at most %d, or nodes of different roles may have the same MED", nodes, ranks)
 		}
 	}
 }

@@ -197,11 +197,15 @@ func (c *checker) time(field, value string) time.Time {
 // registry) though netip counts them as unicast.
 var reserved = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/8"), netip.MustParsePrefix("240.0.0.0/4")}
 
+// Unicast says whether other hosts can reach an address.
+func Unicast(a netip.Addr) bool {
+	return a.IsGlobalUnicast() && !a.Is4In6() && a.Zone() == "" && !slices.ContainsFunc(reserved, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
 // unicast parses an address of either family that other hosts can reach.
 func unicast(value string) (netip.Addr, bool) {
 	a, err := netip.ParseAddr(value)
-	if err != nil || a.Is4In6() || a.Zone() != "" || !a.IsGlobalUnicast() ||
-		slices.ContainsFunc(reserved, func(p netip.Prefix) bool { return p.Contains(a) }) {
+	if err != nil || !Unicast(a) {
 		return netip.Addr{}, false
 	}
 	return a, true

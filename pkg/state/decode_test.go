@@ -47,8 +47,8 @@ func TestGoodValues(t *testing.T) {
 		{"ladder: all defaults", `{}`, KindLadder, DefaultLadder()},
 		{
 			"ladder: as narrow as it may be",
-			`{"force":0,"step":1,"active":1,"unconfirmed":2,"standby":11,"backup":20,"site_step":18,"last_resort":182}`,
-			KindLadder, Ladder{0, 1, 1, 2, 11, 20, 18, 182},
+			`{"force":1,"step":1,"active":2,"unconfirmed":3,"standby":12,"backup":21,"site_step":18,"last_resort":183}`,
+			KindLadder, Ladder{1, 1, 2, 3, 12, 21, 18, 183},
 		},
 		{
 			"vip", `{"addresses":["203.0.113.10","203.0.113.11"],"groups":{"dc1":"g1","dc2":"g2"},
@@ -144,6 +144,7 @@ func TestBadValuesSayWhatIsWrong(t *testing.T) {
 		// sysctl(8) swaps dots and slashes: this is net/../kernel/panic.
 		{KindSettings, `{"sysctls":{"net.//.kernel.panic":"1"}}`, []string{"sysctls", `"net.//.kernel.panic"`}},
 
+		{KindLadder, `{"force":0}`, []string{"force", "value 0", "a number from 1 to 2147483647"}},
 		{KindLadder, `{"force":100}`, []string{"active", "value 100", "at least 1 more than force (100)"}},
 		{KindLadder, `{"unconfirmed":100}`, []string{"unconfirmed", "value 100", "at least 1 more than active (100)"}},
 		{KindLadder, `{"standby":109}`, []string{"standby", "value 109", "at least 9 more than unconfirmed (101)"}},

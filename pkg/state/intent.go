@@ -102,8 +102,8 @@ func (c *checker) ladder(prefix string, m *medwayv1.Ladder) Ladder {
 	} {
 		least, most := uint32(0), uint32(1<<31-1)
 		switch f.name {
-		case "step":
-			least = 1
+		case "force", "step":
+			least = 1 // nothing undercuts a MED of 0 (PROTOCOL R4)
 		case "site_step":
 			least, most = 2*ranks, 1000
 		}

@@ -93,7 +93,7 @@ func anyObject(t *rapid.T) (string, Key, proto.Message) {
 			Sysctls:  map[string]string{"net." + name.Draw(t, "sysctl"): rapid.StringMatching(`[!-~][ -~]{0,20}`).Draw(t, "value")},
 		}
 	case "Ladder":
-		return kind, Key{Kind: KindLadder}, &medwayv1.Ladder{Force: number(0, 99), Step: number(1, 50), LastResort: number(680, 1<<31-1)}
+		return kind, Key{Kind: KindLadder}, &medwayv1.Ladder{Force: number(1, 99), Step: number(1, 50), LastResort: number(680, 1<<31-1)}
 	case "VIP":
 		a := rapid.SliceOfNDistinct(rapid.ByteRange(1, 254), 1, 4, rapid.ID).Draw(t, "addresses")
 		m := &medwayv1.VIP{Groups: rapid.MapOfN(name, name, 1, 3).Draw(t, "groups")}

@@ -58,3 +58,17 @@ func TestEveryFieldHasASchemaThatThisBuildKnows(t *testing.T) {
 		}
 	}
 }
+
+// FuzzSchemaOf: the value may be of a newer schema, or of nobody's.
+func FuzzSchemaOf(f *testing.F) {
+	for _, seed := range []string{"", "{}", goodNode, `{"schema":7,"of_schema_7":{"a":[1]}}`, `{"schema":"2"}`, `{"schema":-1}`, `{"schema":4294967296}`, "null", "\xff"} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, value []byte) {
+		schema := SchemaOf(value)
+		n, err := Decode(Key{Kind: KindNode, A: "n"}, value)
+		if schema < 1 || err == nil && n.(Node).Schema != schema {
+			t.Errorf("%q: schema %d, and decoded %+v", value, schema, n)
+		}
+	})
+}

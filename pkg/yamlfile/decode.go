@@ -120,14 +120,14 @@ func decodeScalar(n node, into reflect.Value, wrong func(string)) {
 		into.SetBool(n.text == "true")
 	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
 		bits := into.Type().Bits()
-		v, err := strconv.ParseUint(n.text, 10, bits)
+		v, err := strconv.ParseUint(n.digits(), 10, bits)
 		if n.kind != number || err != nil {
 			wrong(fmt.Sprintf("a whole number from 0 to %d", ^uint64(0)>>(64-bits)))
 		}
 		into.SetUint(v)
 	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
 		bits := into.Type().Bits()
-		v, err := strconv.ParseInt(n.text, 10, bits)
+		v, err := strconv.ParseInt(n.digits(), 10, bits)
 		if n.kind != number || err != nil {
 			wrong(fmt.Sprintf("a whole number from %d to %d", -1<<(bits-1), 1<<(bits-1)-1))
 		}

@@ -36,7 +36,8 @@ type node struct {
 	fields []field
 	items  []node
 	kind   kind
-	// text is a single value as it is written, without quotes.
+	// text is a single value as it is written, without quotes: what looks like a
+	// number may be meant for a name.
 	text string
 }
 
@@ -163,9 +164,7 @@ func convert(n ast.Node, above, depth int) (node, error) {
 		out.kind, out.text = word, n.Value
 	case *ast.LiteralNode:
 		out.kind, out.text = word, n.Value.Value
-	case *ast.IntegerNode:
-		out.kind, out.text = number, fmt.Sprint(n.Value)
-	case *ast.FloatNode, *ast.InfinityNode, *ast.NanNode:
+	case *ast.IntegerNode, *ast.FloatNode, *ast.InfinityNode, *ast.NanNode:
 		out.kind, out.text = number, n.GetToken().Value
 	case *ast.BoolNode:
 		out.kind, out.text = boolean, strconv.FormatBool(n.Value)
@@ -248,14 +247,27 @@ func (n node) json(b *bytes.Buffer) {
 	case null:
 		b.WriteString("null")
 	case number:
-		if json.Valid([]byte(n.text)) {
-			b.WriteString(n.text)
+		if digits := n.digits(); json.Valid([]byte(digits)) {
+			b.WriteString(digits)
 			return
 		}
-		text(n.text) // .inf and the like, which JSON has not
+		text(n.text) // .inf, 010 and the like, which JSON has not
 	default:
 		text(n.text)
 	}
+}
+
+// digits is a number without YAML's other ways to write a whole one, such as
+// 0x1f or 1_000. It is "" for 010: that is 8 in YAML 1.1, 10 in 1.2, and no number
+// here.
+func (n node) digits() string {
+	if d := strings.TrimLeft(n.text, "+-"); len(d) > 1 && d[0] == '0' && d[1] >= '0' && d[1] <= '9' {
+		return ""
+	}
+	if i, err := strconv.ParseInt(n.text, 0, 64); err == nil {
+		return strconv.FormatInt(i, 10)
+	}
+	return n.text
 }
 
 // Place is the place of a field as "FILE:LINE:COLUMN", by its path in the form

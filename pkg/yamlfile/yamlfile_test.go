@@ -222,6 +222,32 @@ hidden: secret
 	}
 }
 
+// TestNumbersAsTheyAreWritten: a name may look like a number, and no number is
+// read as another one than people mean.
+func TestNumbersAsTheyAreWritten(t *testing.T) {
+	for text, want := range map[string]string{
+		"0": "0", "-0": "0", "+5": "5", "5060": "5060", "0x13c4": "5060", "0o17": "15", "1_000": "1000", "1.5": "1.5",
+		"010": `"010"`, "00": `"00"`, "-010": `"-010"`, "18446744073709551615": "18446744073709551615",
+	} {
+		docs, err := Parse("f", []byte("name: "+text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var into outer
+		if err := docs[0].Decode(&into); err != nil || into.Name != text {
+			t.Errorf("%s: the name %q, %v", text, into.Name, err)
+		}
+		if got := string(docs[0].JSON()); got != `{"name":`+want+`}` {
+			t.Errorf("%s: %s, expected %s", text, got, want)
+		}
+	}
+	for _, text := range []string{"count: 010", "list: [{port: 010}]"} {
+		if err := decodeText(t, text, &outer{}); err == nil || !strings.Contains(err.Error(), `value "010": expected a whole number`) {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+}
+
 func TestLocate(t *testing.T) {
 	docs, err := Parse("f.yaml", []byte("a: 1\nb: {c: 2}\n"))
 	if err != nil {

@@ -139,6 +139,8 @@ func (c Config) Faults() []Fault {
 			switch {
 			case seen[a]:
 				wrong(field+"address", a, "a router that is not there twice")
+			case a == c.LocalAddress || a == c.LocalAddress6:
+				wrong(field+"address", a, "the address of a router, not of this host")
 			case a.Is4() && !c.LocalAddress.IsValid():
 				wrong(field+"address", a, "an IPv6 address, as addresses.ipv4 is not set")
 			case a.Is6() && !a.Is4In6() && !c.LocalAddress6.IsValid():

@@ -1,6 +1,7 @@
 package local
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"strings"
@@ -12,8 +13,22 @@ import (
 	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
 )
 
-// Print writes a status for people.
+// Print writes a status for people. Routers and the kernel have a word in it, and
+// a terminal must not obey them.
 func (s Status) Print(out io.Writer, now time.Time) error {
+	var text bytes.Buffer
+	if err := s.print(&text, now); err != nil {
+		return err
+	}
+	for line := range strings.Lines(text.String()) {
+		if _, err := fmt.Fprintln(out, state.Line(strings.TrimSuffix(line, "\n"))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s Status) print(out io.Writer, now time.Time) error {
 	node, err := state.DecodeStatus(s.Node)
 	if err != nil {
 		return err

@@ -101,18 +101,10 @@ func handler(a Agent) http.Handler {
 	})
 	order := func(path string, do func(Order) (string, error)) {
 		mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) {
-			var o Order
-			if r.ContentLength != 0 {
-				d := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<16))
-				d.DisallowUnknownFields()
-				err := d.Decode(&o)
-				if err == nil && d.Decode(&struct{}{}) != io.EOF {
-					err = errors.New("more than one JSON object")
-				}
-				if err != nil {
-					answer(w, http.StatusBadRequest, Answer{Error: "body: " + err.Error()})
-					return
-				}
+			o, err := readOrder(http.MaxBytesReader(w, r.Body, 1<<16))
+			if err != nil {
+				answer(w, http.StatusBadRequest, Answer{Error: "body: " + err.Error()})
+				return
 			}
 			done, err := do(o)
 			switch {
@@ -129,6 +121,22 @@ func handler(a Agent) http.Handler {
 	order("/resume", func(o Order) (string, error) { return a.Resume(o.VIP) })
 	order("/accept", func(Order) (string, error) { return a.Accept() })
 	return mux
+}
+
+// readOrder reads the body of an order: one JSON object, or nothing.
+func readOrder(body io.Reader) (o Order, err error) {
+	d := json.NewDecoder(body)
+	d.DisallowUnknownFields()
+	switch err = d.Decode(&o); {
+	case errors.Is(err, io.EOF):
+		return Order{}, nil
+	case err != nil:
+		return Order{}, err
+	}
+	if _, err = d.Token(); !errors.Is(err, io.EOF) {
+		return Order{}, errors.New("more than one JSON object")
+	}
+	return o, nil
 }
 
 func answer(w http.ResponseWriter, code int, body any) {

@@ -230,19 +230,28 @@ func nodeState(s *state.Snapshot, n *medwayv1.Status, now time.Time) string {
 	return "silent"
 }
 
-// faults are those of the keys, and what the nodes report beyond them.
+// faults are those of the keys, and what the nodes report beyond them: a node of
+// an older schema refuses what is right here, and one with a last good value what
+// is only unwise for who has none.
 func faults(s *state.Snapshot, nodes []*medwayv1.Status) []string {
 	var out []string
+	type fault struct{ subject, reason string }
+	shown := map[fault]bool{}
 	for _, f := range s.Faults {
+		shown[fault{f.Key, f.Reason}] = true
 		if !f.Notice {
 			out = append(out, fmt.Sprintf("%s: %s", f.Key, f.Reason))
 		}
 	}
 	for _, n := range nodes {
+		_, alive := s.Alive[n.Node]
 		for _, f := range n.Faults {
-			if !strings.HasPrefix(f.Subject, state.Prefix) {
-				out = append(out, fmt.Sprintf("%s: %s: %s", n.Node, f.Subject, f.Reason))
+			ofKey := strings.HasPrefix(f.Subject, state.Prefix)
+			stale := ofKey && !alive // the key may have changed since
+			if shown[fault{f.Subject, f.Reason}] || stale || f.Subject == state.Prefix {
+				continue
 			}
+			out = append(out, fmt.Sprintf("%s: %s: %s", n.Node, f.Subject, f.Reason))
 		}
 		for _, session := range n.Sessions {
 			if !session.Established {

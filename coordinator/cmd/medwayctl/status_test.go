@@ -131,6 +131,24 @@ Notices
 	}
 }
 
+// TestFaultsThatOnlyNodesSee: what is refused by who knows an older schema, or
+// has a last good value, decodes here.
+func TestFaultsThatOnlyNodesSee(t *testing.T) {
+	s, nodes := picture()
+	s.Faults = append(s.Faults, state.Fault{Key: "/medway/v1/vips/sip-1", Reason: "no node", Notice: true})
+	unknown := &medwayv1.Fault{Subject: "/medway/v1/vips/sip-1", Reason: "field x: unknown in schema 1"}
+	nodes[0].Faults = append(nodes[0].Faults, unknown, &medwayv1.Fault{Subject: "/medway/v1/vips/sip-1", Reason: "no node"})
+	nodes[1].Faults = []*medwayv1.Fault{unknown} // its last word may be old
+	want := []string{
+		"/medway/v1/pools/sbc: empty value",
+		"n1: /medway/v1/vips/sip-1: field x: unknown in schema 1",
+		"n2: BGP session with 10.1.0.2 is down since 2024-11-22T16:00:00Z: hold timer expired",
+	}
+	if diff := cmp.Diff(want, faults(s, nodes)); diff != "" {
+		t.Error(diff)
+	}
+}
+
 // TestHostileTextDoesNotReachTheTerminal, wherever it is.
 func TestHostileTextDoesNotReachTheTerminal(t *testing.T) {
 	const bad = "\x1b[2J\u202e\u200f\a\u009b\nline\ttab"
