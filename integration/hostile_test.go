@@ -1,7 +1,3 @@
-// Left out of the tests until it has passed on a quiet machine.
-
-//go:build unproven
-
 package integration
 
 import (

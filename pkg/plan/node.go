@@ -22,11 +22,11 @@ type Self struct {
 
 // Has says whether the node has an address of the family of a VIP's. Without one
 // it can't be the next hop of a route to it.
-func (self Self) Has(vip netip.Addr) bool {
+func (s Self) Has(vip netip.Addr) bool {
 	if vip.Is4() {
-		return self.IPv4.IsValid()
+		return s.IPv4.IsValid()
 	}
-	return self.IPv6.IsValid()
+	return s.IPv6.IsValid()
 }
 
 // PublishedIPv6 is the IPv6 address that a node's key may bear: none while
