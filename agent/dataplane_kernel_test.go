@@ -131,7 +131,7 @@ func TestKernelMendsWhatIsBrokenByHand(t *testing.T) {
 	mustApply(t, d, want)
 	whole := everything(t)
 	for _, part := range []string{
-		"-A -t 203.0.113.10:5060 -s sed\n", "-A -u [2001:db8:10::10]:5060 -s sed -p 300 --pe sip -o\n",
+		"-A -t 203.0.113.10:5060 -s sed\n", "-A -u [2001:db8:10::10]:5060 -s wrr -p 300 --pe sip -o\n",
 		"-a -t [2001:db8:10::10]:5060 -r [2001:db8:1::21]:5060 -i -w 50000", "-a -u 203.0.113.10:5060 -r 10.2.0.21:5060 -i -w 2",
 		"mcast=sync01", "mw-dc2-lvs-a", "ip/ipv6 remote 2001:db8:2::12 local 2001:db8:1::11 encaplimit none hoplimit 64",
 		"inet6 2001:db8:10::10/128 scope global nodad deprecated", "net.ipv4.conf.eth0.rp_filter = 0", "net.ipv4.conf.all.rp_filter = 0",

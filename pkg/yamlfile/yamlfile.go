@@ -11,7 +11,9 @@ import (
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/lexer"
 	"github.com/goccy/go-yaml/parser"
+	"github.com/goccy/go-yaml/token"
 
 	"github.com/medway-lb/medway/pkg/state"
 )
@@ -95,7 +97,11 @@ func (d document) parse() (root node, err error) {
 			err = &placed{d.line, 1, "not YAML"}
 		}
 	}()
-	parsed, err := parser.ParseBytes(d.text, 0)
+	tokens := lexer.Tokenize(string(d.text))
+	if p := d.tooDeep(tokens); p != nil {
+		return root, p
+	}
+	parsed, err := parser.Parse(tokens, 0)
 	var known yaml.Error
 	switch {
 	case errors.As(err, &known) && known.GetToken() != nil:
@@ -108,6 +114,34 @@ func (d document) parse() (root node, err error) {
 		return node{kind: null}, nil
 	}
 	return convert(parsed.Docs[0].Body, d.line-1, 0)
+}
+
+// tooDeep finds where brackets or entries of one line are nested too deep: the
+// parser takes the square of their number in time and memory. Nesting by
+// indentation needs the square in text.
+func (d document) tooDeep(tokens token.Tokens) error {
+	brackets, entries, line := 0, 0, 0
+	for _, t := range tokens {
+		if t.Position.Line != line {
+			line, entries = t.Position.Line, 0
+		}
+		switch t.Type {
+		case token.SequenceStartType, token.MappingStartType:
+			brackets++
+		case token.SequenceEndType, token.MappingEndType:
+			brackets--
+		case token.SequenceEntryType, token.MappingKeyType:
+			entries++
+		}
+		if max(brackets, entries) > maxDepth {
+			return tooDeep(d.line-1+line, t.Position.Column)
+		}
+	}
+	return nil
+}
+
+func tooDeep(line, column int) error {
+	return &placed{line, column, fmt.Sprintf("nested deeper than %d", maxDepth)}
 }
 
 func firstInvalid(text []byte) (line, column int) {

@@ -74,19 +74,24 @@ func TestPlacesAndJSON(t *testing.T) {
 
 func TestWhatIsNoPlainYAML(t *testing.T) {
 	for text, want := range map[string]string{
-		"a: [1":                          "f.yaml:1:4: ",
-		"a: 1\na: 2\n":                   "f.yaml:2:1: ",
-		"a: &x 1\n":                      "f.yaml:1:4: an anchor, alias or tag",
-		"a: 1\n---\nb: *x\n":             "f.yaml:",
-		"a: !!binary aGk=\n":             "f.yaml:1:4: an anchor, alias or tag",
-		"? {a: 1}\n: 2\n":                "f.yaml:2:1: ",
-		"a: \xff\n":                      "f.yaml:1:4: not UTF-8",
-		"a:\n\tb: 1\n":                   "f.yaml:2:",
-		strings.Repeat("[", 100):         "f.yaml:1:",
-		strings.Repeat("- ", 60) + "1":   "f.yaml:1:67: nested deeper than 32",
-		"<<: {a: 1}\n":                   "f.yaml:1:1: an anchor, alias or tag",
-		"'a': 1\n\"a\": 2\n":             "f.yaml:2:1: ",
-		"a: \"\x1b[31m\nb: " + "1\n\"\"": "f.yaml:",
+		"a: [1":                        "f.yaml:1:4: ",
+		"a: 1\na: 2\n":                 "f.yaml:2:1: ",
+		"a: &x 1\n":                    "f.yaml:1:4: an anchor, alias or tag",
+		"a: 1\n---\nb: *x\n":           "f.yaml:",
+		"a: !!binary aGk=\n":           "f.yaml:1:4: an anchor, alias or tag",
+		"? {a: 1}\n: 2\n":              "f.yaml:2:1: ",
+		"a: \xff\n":                    "f.yaml:1:4: not UTF-8",
+		"a:\n\tb: 1\n":                 "f.yaml:2:",
+		strings.Repeat("[", 100):       "f.yaml:1:",
+		strings.Repeat("- ", 60) + "1": "f.yaml:1:65: nested deeper than 32",
+		// What would take the parser minutes.
+		"a:\n  " + strings.Repeat("[", 1e5): "f.yaml:2:35: nested deeper than 32",
+		strings.Repeat("{a: ", 1e5):         "f.yaml:1:129: nested deeper than 32",
+		strings.Repeat("- ", 1e5):           "f.yaml:1:65: nested deeper than 32",
+		strings.Repeat("? ", 1e5):           "f.yaml:1:65: nested deeper than 32",
+		"<<: {a: 1}\n":                      "f.yaml:1:1: an anchor, alias or tag",
+		"'a': 1\n\"a\": 2\n":                "f.yaml:2:1: ",
+		"a: \"\x1b[31m\nb: " + "1\n\"\"":    "f.yaml:",
 	} {
 		_, err := Parse("f.yaml", []byte(text))
 		if err == nil || !strings.HasPrefix(err.Error(), want) {
