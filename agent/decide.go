@@ -26,6 +26,9 @@ const (
 	// deniedRetry is the same for one that etcd's permissions don't allow: a
 	// person has to act first.
 	deniedRetry = 3 * time.Second
+	// publishInterval limits how often decisions are put together for people, by
+	// the number of VIPs: those on a thousand come in dozens of steps.
+	publishInterval = 50 * time.Microsecond
 	// failuresAllowed is how many runs in a row may leave the kernel unlike the
 	// plan before the node counts as unable to serve: one lost netlink answer
 	// should not move a site's traffic.
@@ -66,6 +69,7 @@ type decider struct {
 	spoken map[plan.Family]bool
 	// unannounced is why the last set of routes was not announced; nil: it was.
 	unannounced error
+	published   time.Time
 	// usurper is the machine id of another host that has taken this node's name
 	// while it serves.
 	usurper string
@@ -135,8 +139,13 @@ func (d *decider) step(ctx context.Context) error {
 		}
 		writes = append(writes, served...)
 	}
-	d.publish(now)
 	lease.Commit(ctx, d.store, writeTimeout, writes)
+	if due := d.published.Add(time.Duration(len(d.names)) * publishInterval); in.Now.Before(due) {
+		next = earlier(next, due)
+	} else {
+		d.published = in.Now
+		d.publish(now)
+	}
 	d.timer.Reset(time.Until(next))
 	return nil
 }
@@ -145,7 +154,7 @@ func (d *decider) step(ctx context.Context) error {
 // Where announcing fails nothing was decided: memories must not say that routers
 // were told what they were not.
 func (d *decider) serve(ctx context.Context, in plan.Input, next *time.Time) ([]lease.Write, error) {
-	memories, decisions := map[string]plan.Memory{}, map[string]plan.Decision{}
+	memories, decisions := make(map[string]plan.Memory, len(d.names)), make(map[string]plan.Decision, len(d.names))
 	var claims, candidacies []lease.Write
 	withdrawn := d.handWithdrawn()
 	plain := in.Snapshot
@@ -197,7 +206,7 @@ func (d *decider) serve(ctx context.Context, in plan.Input, next *time.Time) ([]
 func (d *decider) announce(ctx context.Context, s *state.Snapshot, decisions map[string]plan.Decision) error {
 	with := *s
 	with.VIPs = make(map[string]state.VIP, len(decisions))
-	announced := map[netip.Addr]bool{}
+	announced := make(map[netip.Addr]bool, len(decisions))
 	for vip, decision := range decisions {
 		v := s.VIPs[vip]
 		v.Addresses = nil
@@ -209,9 +218,9 @@ func (d *decider) announce(ctx context.Context, s *state.Snapshot, decisions map
 		}
 		with.VIPs[vip] = v
 	}
-	of := map[string][]plan.Announcement{}
+	of := make(map[string][]plan.Announcement, len(decisions))
 	var routes []plan.Announcement
-	taken := map[netip.Prefix]bool{}
+	taken := make(map[netip.Prefix]bool, len(decisions))
 	for _, leaving := range []bool{false, true} {
 		for vip, decision := range decisions {
 			if _, leaves := d.leaving[vip]; leaves != leaving || decision.MED == state.NoMED {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -47,13 +48,14 @@ func machineIDOf(host, dir string) (string, error) {
 	return id, store.ReplaceFile(path, []byte(id+"\n"))
 }
 
-func bootID() string {
+// bootID does not change while the process lives.
+var bootID = sync.OnceValue(func() string {
 	text, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return "unknown"
 	}
 	return strings.TrimSpace(string(text))
-}
+})
 
 // lock keeps a second agent of the same name off this host.
 func lock(dir string) (*os.File, error) {

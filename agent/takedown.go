@@ -21,8 +21,9 @@ const flushPoll = 200 * time.Millisecond
 // takedown is what has left the plan and is taken down in order: the routes
 // first, and the kernel's part once no router has them any more.
 type takedown struct {
-	// serving are the VIPs of the last plan.
+	// serving are the VIPs of the last plan, names theirs, sorted.
 	serving map[string]state.VIP
+	names   []string
 	// leaving are the VIPs that left the plan, as they were last, of which routes,
 	// a claim or an ownership are still there.
 	leaving map[string]state.VIP
@@ -104,20 +105,20 @@ func (d *decider) letGo(in plan.Input, next *time.Time) {
 // planKernel hands the kernel's plan over where it has changed.
 func (d *decider) planKernel(in plan.Input, next *time.Time) {
 	s := in.Snapshot
-	served := map[string]state.VIP{}
-	for _, vip := range plan.VIPs(s, d.self) {
+	if d.planned != nil && d.planned.SameIntent(s) {
+		return // claims and owners, most of the news there is, are no part of the plan
+	}
+	d.names = plan.VIPs(s, d.self)
+	served := make(map[string]state.VIP, len(d.names))
+	for _, vip := range d.names {
 		served[vip] = s.VIPs[vip]
 	}
 	for _, vip := range d.follow(served) {
 		d.log.Info(vip + ": " + notInPlan)
 	}
 	d.letGo(in, next)
-	settled := len(d.lingering) == 0
-	if settled && d.planned != nil && d.planned.SameIntent(s) {
-		return // claims and owners, most of the news there is, are no part of the plan
-	}
 	d.planned = nil
-	if settled {
+	if len(d.lingering) == 0 {
 		d.planned = s
 	}
 	with := *s
@@ -154,7 +155,7 @@ func (d *decider) notReady(host plan.Host) {
 	}
 }
 
-// concerns are the VIPs to decide on, sorted: those of the plan, and those that
+// concerns are the VIPs to decide on, sorted, which the caller does not change: those of the plan, and those that
 // leave it. A claim or an ownership that a former process of this node has left
 // behind is among the latter: the rightful node would stay on force, and no
 // other node of the site could become the owner.
@@ -171,17 +172,19 @@ func (d *decider) concerns(s *state.Snapshot, fresh bool) []string {
 			}
 		}
 	}
-	names := slices.AppendSeq(plan.VIPs(s, d.self), maps.Keys(d.leaving))
+	if len(d.leaving) == 0 {
+		return d.names
+	}
+	names := slices.AppendSeq(slices.Clone(d.names), maps.Keys(d.leaving))
 	slices.Sort(names)
 	return names
 }
 
 func (d *decider) leftBehind(s *state.Snapshot, vip string) {
-	_, leaves := d.leaving[vip]
-	if leaves || plan.Serves(s, d.self, vip) {
-		return
+	_, serves := d.serving[vip]
+	if _, leaves := d.leaving[vip]; !serves && !leaves {
+		d.leaving[vip] = s.VIPs[vip]
 	}
-	d.leaving[vip] = s.VIPs[vip]
 }
 
 // withLeaving is a snapshot in which the VIPs that leave are as they were last.

@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"maps"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -200,11 +201,13 @@ func (w *world) withdrawal(name string) *Withdrawal {
 	switch {
 	case n.withdrawn:
 		return &Withdrawal{Reason: "by hand", Now: n.atOnce}
-	case !Serves(w.history[n.seen], w.self(name), "v"):
+	case !serves(w.history[n.seen], w.self(name)):
 		return &Withdrawal{Reason: "not in the plan"}
 	}
 	return nil
 }
+
+func serves(s *state.Snapshot, self Self) bool { return slices.Contains(VIPs(s, self), "v") }
 
 func (w *world) self(name string) Self { return Self{Name: name, Site: w.site(name), Group: "g"} }
 
@@ -220,7 +223,7 @@ func (w *world) step(name string, fresh, flushed bool) Decision {
 	if n.deaf {
 		in.Sessions = 0
 	}
-	if !Serves(s, in.Self, "v") {
+	if !serves(s, in.Self) {
 		with := *s
 		with.VIPs = map[string]state.VIP{"v": w.vip} // as it was last
 		in.Snapshot = &with

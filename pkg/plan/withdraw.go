@@ -15,12 +15,6 @@ type Withdrawal struct {
 	Now bool
 }
 
-// Serves says whether a VIP is in a node's plan.
-func Serves(s *state.Snapshot, self Self, vip string) bool {
-	group, ok := s.VIPs[vip].Groups[self.Site]
-	return ok && group == self.Group
-}
-
 // withdraw takes a VIP's routes back: for one settle delay they are announced at
 // the last resort, so that routers move to another route while this one still
 // works, and then not at all. The claim follows as R3 says. The ownership goes

@@ -145,18 +145,6 @@ func TestAWithdrawnOwnerIsFollowedByAnotherNodeOfItsSite(t *testing.T) {
 	}
 }
 
-func TestServes(t *testing.T) {
-	s := &state.Snapshot{VIPs: map[string]state.VIP{"v": {Groups: map[string]string{"dc1": "a"}}}}
-	for _, test := range []struct {
-		site, group, vip string
-		want             bool
-	}{{"dc1", "a", "v", true}, {"dc1", "b", "v", false}, {"dc2", "", "v", false}, {"dc2", "a", "v", false}, {"dc1", "", "w", false}} {
-		if got := Serves(s, Self{Site: test.site, Group: test.group}, test.vip); got != test.want {
-			t.Errorf("%+v: %v", test, got)
-		}
-	}
-}
-
 // TestNewStore: in a restored store the claim is written anew at once, though
 // its revisions are behind all that was seen before.
 func TestNewStore(t *testing.T) {
