@@ -57,11 +57,13 @@ func TestLabTraffic(t *testing.T) {
 		for j, c := range s.Calls {
 			// The calls were made in dc1, at both of its backends: every answer must
 			// still come from there.
-			if n := len(c.Alive.Alive); n != 2 {
-				t.Errorf("switch %d: calls of %s are answered by %d backends, expected 2: %s", i, kinds[j], n, c.Alive)
+			for _, backend := range []string{"dc1-sbc1", "dc1-sbc2"} {
+				if c.Alive.Alive[backend] < 2 {
+					t.Errorf("switch %d: calls of %s are not spread over dc1's backends: %s", i, kinds[j], c.Alive)
+				}
 			}
 			for backend, n := range c.Alive.Alive {
-				if !strings.HasPrefix(backend, "dc1-") {
+				if !strings.HasPrefix(backend, "dc1-") && n > kinds[j].Astray() {
 					t.Errorf("switch %d: %d calls of %s are answered by %s", i, n, kinds[j], backend)
 				}
 			}

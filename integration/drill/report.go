@@ -141,7 +141,7 @@ func (r Report) switchFaults(s Switch) []string {
 	fault := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
 	for i, c := range s.Calls {
 		for backend, n := range c.NewCalls {
-			if !strings.HasPrefix(backend, s.To+"-") {
+			if !strings.HasPrefix(backend, s.To+"-") && n > r.Kinds[i].Traffic.Astray() {
 				fault("%safter the switch to %s, %d new calls went to %s", r.of(i), s.To, n, backend)
 			}
 		}

@@ -42,6 +42,16 @@ func (t Traffic) withDefault() Traffic {
 	return t
 }
 
+// Astray is how many calls each backend of the other site may get: none, and one
+// over UDP, since wrr begins with a round over all backends whatever their
+// weights (mark->cw in net/netfilter/ipvs/ip_vs_wrr.c).
+func (t Traffic) Astray() int {
+	if t.UDP {
+		return 1
+	}
+	return 0
+}
+
 // String is what ParseTraffic reads.
 func (t Traffic) String() string {
 	text := strings.ToLower(t.proto())

@@ -692,7 +692,8 @@ type Pool struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// IPVS scheduler of the services that name none. Default: sed for TCP, wrr for
 	// UDP. IPVS counts everything of UDP as inactive, and sed, nq and ovf look at
-	// active connections alone: with them one backend gets all.
+	// active connections alone: with them one backend gets all. wrr gives a remote
+	// backend one flow of its first round, and then one of 25,000.
 	Scheduler     string      `protobuf:"bytes,1,opt,name=scheduler,proto3" json:"scheduler,omitempty"`
 	Weights       *Weights    `protobuf:"bytes,2,opt,name=weights,proto3" json:"weights,omitempty"`
 	Thresholds    *Thresholds `protobuf:"bytes,3,opt,name=thresholds,proto3" json:"thresholds,omitempty"`
