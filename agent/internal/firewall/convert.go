@@ -2,7 +2,6 @@ package firewall
 
 import (
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -77,32 +76,40 @@ func parse(out string) (ruleset, error) {
 	return rs, nil
 }
 
-// Some protocols have their name only on hosts with /etc/protocols (Debian:
-// netbase). Rules have the name, as most hosts print it, and the number is
-// written, which all hosts can read.
-var protocols = []struct {
-	any          *regexp.Regexp
-	name, number string
-}{
-	{protocol("4|ipip|ipv4|ipencap"), "ipencap", "4"},
-	{protocol("41|ipv6"), "ipv6", "41"},
-	{protocol("58|icmpv6|ipv6-icmp"), "ipv6-icmp", "58"},
-}
+// protocol is one with several names, some of which are known only on hosts
+// with /etc/protocols (Debian: netbase). Rules have the name, as most hosts print
+// it, and the number is written, which all hosts can read.
+type protocol struct{ name, number string }
 
-func protocol(names string) *regexp.Regexp { return regexp.MustCompile(`(^| )-p (` + names + `)( |$)`) }
-
-func printed(rule string) string {
-	for _, p := range protocols {
-		rule = p.any.ReplaceAllString(rule, "${1}-p "+p.name+"${3}")
+var (
+	ipencap   = protocol{"ipencap", "4"}
+	ipv6      = protocol{"ipv6", "41"}
+	icmpv6    = protocol{"ipv6-icmp", "58"}
+	protocols = map[string]protocol{
+		"4": ipencap, "ipip": ipencap, "ipv4": ipencap, "ipencap": ipencap,
+		"41": ipv6, "ipv6": ipv6,
+		"58": icmpv6, "icmpv6": icmpv6, "ipv6-icmp": icmpv6,
 	}
-	return rule
-}
+)
 
-func written(rule string) string {
-	for _, p := range protocols {
-		rule = p.any.ReplaceAllString(rule, "${1}-p "+p.number+"${3}")
+func printed(rule string) string { return named(rule, func(p protocol) string { return p.name }) }
+
+func written(rule string) string { return named(rule, func(p protocol) string { return p.number }) }
+
+// named gives the protocol of a rule, the word after -p, another of its names. No
+// regular expression: a look at the kernel does this for every rule.
+func named(rule string, as func(protocol) string) string {
+	at := strings.Index(" "+rule, " -p ")
+	if at < 0 {
+		return rule
 	}
-	return rule
+	at += len("-p ")
+	word, _, _ := strings.Cut(rule[at:], " ")
+	p, ok := protocols[word]
+	if !ok {
+		return rule
+	}
+	return rule[:at] + as(p) + rule[at+len(word):]
 }
 
 func split(rules plan.Rules) []string {

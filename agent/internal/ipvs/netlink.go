@@ -27,6 +27,8 @@ const (
 type session struct {
 	socket *nl.SocketHandle
 	family uint16
+	// wait is the limit that was set on the socket last.
+	wait time.Duration
 }
 
 func openSession(find func(*session) (uint16, error)) (*session, error) {
@@ -95,11 +97,8 @@ func (s *session) execute(ctx context.Context, req *nl.NetlinkRequest) ([][]byte
 		// 0 would mean no limit at all.
 		wait = max(min(wait, time.Until(deadline)), time.Millisecond)
 	}
-	tv := unix.NsecToTimeval(wait.Nanoseconds())
-	for _, set := range []func(*unix.Timeval) error{s.socket.Socket.SetSendTimeout, s.socket.Socket.SetReceiveTimeout} {
-		if err := set(&tv); err != nil {
-			return nil, err
-		}
+	if err := s.limit(wait); err != nil {
+		return nil, err
 	}
 	req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_GENERIC: s.socket}
 	msgs, err := req.Execute(unix.NETLINK_GENERIC, 0)
@@ -107,6 +106,22 @@ func (s *session) execute(ctx context.Context, req *nl.NetlinkRequest) ([][]byte
 		return nil, fmt.Errorf("no answer from the kernel within %s: %w", wait, context.DeadlineExceeded)
 	}
 	return msgs, err
+}
+
+// limit bounds the wait for the kernel: once for all requests alike, of which a look
+// at the whole table makes thousands.
+func (s *session) limit(wait time.Duration) error {
+	if s.wait == wait {
+		return nil
+	}
+	tv := unix.NsecToTimeval(wait.Nanoseconds())
+	for _, set := range []func(*unix.Timeval) error{s.socket.Socket.SetSendTimeout, s.socket.Socket.SetReceiveTimeout} {
+		if err := set(&tv); err != nil {
+			return err
+		}
+	}
+	s.wait = wait
+	return nil
 }
 
 func (s *session) request(cmd uint8, flags int, attrs ...*nl.RtAttr) *nl.NetlinkRequest {
