@@ -125,6 +125,7 @@ func newAgent(config Config, log *zap.Logger, h host) (*Agent, error) {
 		config: config, self: config.self(), started: time.Now(), log: log,
 		cache: state.NewCache(), wake: make(chan struct{}, 1), replan: make(chan struct{}, 1),
 	}
+	a.cache.Reserve(config.reserved())
 	if err := a.open(h); err != nil {
 		a.Close()
 		return nil, err

@@ -409,3 +409,16 @@ func TestNewLeavesNothingBehindWhenItFails(t *testing.T) {
 		t.Error("the kernel is open")
 	}
 }
+
+// TestAVIPCanNotTakeWhatTheHostLivesBy: a router's address as a VIP would be closed
+// here, and the session with it.
+func TestAVIPCanNotTakeWhatTheHostLivesBy(t *testing.T) {
+	n := newActive(t)
+	for _, address := range []string{"192.0.2.1", "192.0.2.11"} {
+		n.put("vips/w", vipValue(address))
+		eventually(t, "said of "+address, func() bool { return n.fault("vips/w", `value "`+address+`"`) })
+		n.stays("nothing is made of "+address, func() bool {
+			return n.kernel.addresses() == "203.0.113.10" && n.speaker.routes() == "203.0.113.10/32 100"
+		})
+	}
+}

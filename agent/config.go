@@ -435,6 +435,21 @@ func (b BGP) passwords() (map[netip.Addr]string, error) {
 	return out, errors.Join(errs...)
 }
 
+// reserved are the addresses without which this host is lost, and who has them:
+// as a VIP they would be closed, and etcd or a router beyond reach.
+func (c Config) reserved() map[netip.Addr]string {
+	hosts := store.Hosts(c.Etcd.Endpoints)
+	for _, n := range c.BGP.Neighbors {
+		hosts[n.Address] = "this node's BGP neighbour"
+	}
+	for _, a := range []netip.Addr{c.Addresses.IPv4, c.Addresses.IPv6} {
+		if a.IsValid() {
+			hosts[a] = "this node itself"
+		}
+	}
+	return hosts
+}
+
 func (c Config) self() plan.Self {
 	return plan.Self{
 		Name: c.Node, Site: c.Site, Group: c.Group, IPv4: c.Addresses.IPv4, IPv6: c.Addresses.IPv6, Uplink: c.Uplink,

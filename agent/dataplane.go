@@ -91,8 +91,33 @@ func (d *dataplane) apply(ctx context.Context, h plan.Host) reconcile.Report {
 	}
 	began := time.Now()
 	report := d.applyAll(ctx, h)
+	report.Failed = append(report.Failed, d.lacksOwn(h)...)
 	d.remember(h, began, report)
 	return report
+}
+
+// notHere is an address of the node's file that the host does not have.
+type notHere netip.Addr
+
+func (a notHere) Error() string {
+	return fmt.Sprintf("this host does not have %s, which its file names as its own: nothing of that family can be forwarded", netip.Addr(a))
+}
+
+// lacksOwn finds what somebody else has to put right.
+func (d *dataplane) lacksOwn(h plan.Host) (faults []error) {
+	if len(h.Own) == 0 {
+		return nil
+	}
+	have, err := d.link.Has(h.Own)
+	if err != nil {
+		return []error{err}
+	}
+	for _, a := range slices.SortedFunc(maps.Keys(h.Own), netip.Addr.Compare) {
+		if !have[a] {
+			faults = append(faults, notHere(a))
+		}
+	}
+	return faults
 }
 
 func (d *dataplane) applyAll(ctx context.Context, h plan.Host) reconcile.Report {

@@ -53,6 +53,9 @@ func (d *drift) split(w *wanted, r reconcile.Report) (planned, mended []reconcil
 	}
 	d.plan, d.undone = w, map[string]bool{}
 	for _, err := range r.Failed {
+		if a := (notHere{}); errors.As(err, &a) {
+			continue // not medway's to make
+		}
 		what := "" // a table that could not be read: anything may have been left undone
 		if f := (*reconcile.Failure)(nil); errors.As(err, &f) {
 			what = f.Table + " " + f.Key

@@ -26,10 +26,11 @@ func (d *dataplane) held(ctx context.Context, h plan.Host) (map[netip.Addr]held,
 	addresses, errAddresses := d.link.Addresses().Read(ctx)
 	services, errServices := d.ipvs.Services().Read(ctx)
 	destinations, errDestinations := d.ipvs.Destinations().Read(ctx)
-	if err := errors.Join(errAddresses, errServices, errDestinations); err != nil {
+	own, errOwn := d.link.Has(h.Own)
+	if err := errors.Join(errAddresses, errServices, errDestinations, errOwn); err != nil {
 		return nil, err
 	}
-	return compare(h, plan.Host{Addresses: addresses, Services: services, Destinations: destinations}), nil
+	return compare(h, plan.Host{Addresses: addresses, Services: services, Destinations: destinations, Own: own}), nil
 }
 
 // compare says how much of the VIP addresses of want is in have.
@@ -42,6 +43,13 @@ func compare(want, have plan.Host) map[netip.Addr]held {
 		}
 	}
 	at := func(a netip.Addr, most held) { out[a] = min(out[a], most) }
+	for own := range want.Own {
+		for vip := range out {
+			if !have.Own[own] && own.Is4() == vip.Is4() {
+				at(vip, bare)
+			}
+		}
+	}
 	for k, service := range want.Services {
 		switch there, ok := have.Services[k]; {
 		case !ok:

@@ -11,7 +11,7 @@ import (
 
 func TestCompareSaysHowMuchTheKernelHolds(t *testing.T) {
 	one, two := netip.MustParseAddr("203.0.113.10"), netip.MustParseAddr("203.0.113.11")
-	backend := netip.MustParseAddr("10.1.0.21")
+	backend, own := netip.MustParseAddr("10.1.0.21"), netip.MustParseAddr("10.1.0.11")
 	service := func(a netip.Addr, port uint16) plan.ServiceKey {
 		return plan.ServiceKey{Protocol: plan.TCP, Addr: a, Port: port}
 	}
@@ -21,6 +21,7 @@ func TestCompareSaysHowMuchTheKernelHolds(t *testing.T) {
 			Addresses:    map[plan.Address]struct{}{{Link: plan.SyncLink, Prefix: netip.MustParsePrefix("169.254.1.1/32")}: {}},
 			Services:     map[plan.ServiceKey]plan.Service{},
 			Destinations: map[plan.DestinationKey]plan.Destination{},
+			Own:          map[netip.Addr]bool{own: true, netip.MustParseAddr("2001:db8:1::11"): true},
 		}
 		for _, a := range []netip.Addr{one, two} {
 			h.Addresses[plan.VIPAddress(a)] = struct{}{}
@@ -38,6 +39,8 @@ func TestCompareSaysHowMuchTheKernelHolds(t *testing.T) {
 	}{
 		{"all", func(plan.Host) {}, whole},
 		{"more than is wanted", func(h plan.Host) { h.Services[service(one, 9)] = plan.Service{} }, whole},
+		{"the node's own address", func(h plan.Host) { delete(h.Own, own) }, bare},
+		{"the node's own address of the other family", func(h plan.Host) { delete(h.Own, netip.MustParseAddr("2001:db8:1::11")) }, whole},
 		{"no address", func(h plan.Host) { delete(h.Addresses, plan.VIPAddress(one)) }, absent},
 		{"the address on another device", func(h plan.Host) {
 			delete(h.Addresses, plan.VIPAddress(one))
@@ -56,8 +59,11 @@ func TestCompareSaysHowMuchTheKernelHolds(t *testing.T) {
 		have := full()
 		test.change(have)
 		want := map[netip.Addr]held{one: test.want, two: whole}
-		if test.name == "nothing" {
+		switch test.name {
+		case "nothing":
 			want[two] = absent
+		case "the node's own address":
+			want[two] = bare
 		}
 		if diff := cmp.Diff(want, compare(full(), have)); diff != "" {
 			t.Errorf("%s: %s", test.name, diff)
@@ -87,4 +93,17 @@ func TestKernelHeld(t *testing.T) {
 	check("mended", whole, whole)
 	shell(t, "ip addr del 203.0.113.10/32 dev medway0")
 	check("an address gone", absent, whole)
+	mustApply(t, d, want)
+
+	// Not medway's to mend: said, and what the family carries counts as not served.
+	shell(t, "ip addr del 2001:db8:1::11/64 dev eth0")
+	check("the host's own address gone", whole, bare)
+	report := d.apply(t.Context(), want)
+	if err := report.Err(); err == nil || err.Error() != "this host does not have 2001:db8:1::11, which its file names as its own: nothing of that family can be forwarded" {
+		t.Errorf("%v, done %v", err, report.Done)
+	}
+	shell(t, "ip addr add 2001:db8:1::11/64 dev eth0 nodad")
+	if report := d.apply(t.Context(), want); report.Err() != nil {
+		t.Error(report.Err())
+	}
 }

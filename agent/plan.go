@@ -74,14 +74,14 @@ func Plan(ctx context.Context, c Config, from string, files []string, stdin io.R
 	if err != nil {
 		return nil, err
 	}
-	if err := p.with(cache, objects); err != nil {
+	if err := p.with(cache, objects, c.reserved()); err != nil {
 		return nil, err
 	}
 	return p, p.look(ctx, cache.Snapshot(), c.self(), c.announcedNow)
 }
 
 // with puts objects over what is stored, unless they would be refused there.
-func (p *Preview) with(cache *state.Cache, objects []intent.Object) error {
+func (p *Preview) with(cache *state.Cache, objects []intent.Object, reserved map[netip.Addr]string) error {
 	if len(objects) == 0 {
 		return nil
 	}
@@ -89,7 +89,7 @@ func (p *Preview) with(cache *state.Cache, objects []intent.Object) error {
 	cache.Each(func(key string, value []byte, revision, lease int64) {
 		entries = append(entries, store.Entry{Key: key, Value: value, ModRevision: revision, Lease: lease})
 	})
-	if _, err := intent.Check(entries, p.Revision, objects); err != nil {
+	if _, err := intent.Check(entries, p.Revision, objects, reserved); err != nil {
 		return err
 	}
 	for _, o := range objects {
@@ -146,6 +146,7 @@ func mayLook() error {
 // value in etcd is malformed, the good one on disk stays in force.
 func (c Config) stored(ctx context.Context, from string) (*state.Cache, *Preview, error) {
 	cache := state.NewCache()
+	cache.Reserve(c.reserved())
 	disk, diskErr := store.LoadSnapshot(filepath.Join(c.StateDir, "snapshot"), c.Node)
 	for _, e := range disk.Entries {
 		// An old claim says nothing of what its node may announce now.

@@ -313,10 +313,10 @@ func TestPlanReadsEtcdOrTheDisk(t *testing.T) {
 		return o
 	}
 	const backend = "kind: Backend\npool: %s\nname: b\nsite: dc1\naddress: 10.1.0.29\n"
-	if err := p.with(cache, objects(fmt.Sprintf(backend, "nowhere"))); err == nil || !strings.Contains(err.Error(), "stdin:1:1: Backend nowhere/b") {
+	if err := p.with(cache, objects(fmt.Sprintf(backend, "nowhere")), nil); err == nil || !strings.Contains(err.Error(), "stdin:1:1: Backend nowhere/b") {
 		t.Errorf("a backend of no pool: %v", err)
 	}
-	if err := p.with(cache, objects(fmt.Sprintf(backend, "sbc"))); err != nil || len(cache.Snapshot().Backends) != 1 || !strings.Contains(p.source(), "and the files given (1 objects)") {
+	if err := p.with(cache, objects(fmt.Sprintf(backend, "sbc")), nil); err != nil || len(cache.Snapshot().Backends) != 1 || !strings.Contains(p.source(), "and the files given (1 objects)") {
 		t.Errorf("with a backend: %v, %v, %s", err, cache.Snapshot().Backends, p.source())
 	}
 

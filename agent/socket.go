@@ -77,6 +77,9 @@ func (a localAgent) Resume(vip string) (string, error) { return a.resumeVIP(vip)
 
 func (a localAgent) Accept() (string, error) {
 	if !a.accept() {
+		if !a.source().Fresh {
+			return "nothing is waiting to be accepted, and etcd can't be reached", nil
+		}
 		return "etcd's store is the one that this node knows: nothing to accept", nil
 	}
 	return "etcd's store is taken as it is now", nil

@@ -172,7 +172,7 @@ func (a *Agent) withdrawVIP(vip, reason string, now bool) (string, error) {
 		}
 	}
 	err := a.setWithdrawals(func(vips map[string]withdrawal) { vips[vip] = w })
-	a.log.Warn(vip+": withdrawn by hand", zap.String("reason", reason), zap.Bool("now", now))
+	a.log.Warn(vip+": withdrawn by hand", zap.String("reason", w.Reason), zap.Bool("now", w.now))
 	if already {
 		return fmt.Sprintf("%s: was withdrawn already, %s", vip, was), err
 	}

@@ -29,6 +29,7 @@ On the witness:     medwayctl status
                     etcdctl put /medway/v1/target_state/sip-1 dc2
                     (as the operator; scripts/lab.sh shell --as dc1-lvs-a witness is as that node, also root, viewer)
 On an LVS host:     ipvsadm -ln; ipvsadm -lnc; iptables -t mangle -S; ip -d link; tail /run/medway-lab/dc1-lvs-a/agent.log
+                    medway-agent status -c /run/medway-lab/dc1-lvs-a/agent.yaml (also plan, withdraw sip-1, resume sip-1)
 On an edge router:  birdc -s /run/medway-lab/dc1-edge/bird.ctl show route all
 On the clients:     sipp ..., or: sbc idle 203.0.113.10:5060 -n 20 --every 5s   (IPv6: [2001:db8:10::10]:5060)
 When done:          make lab-down

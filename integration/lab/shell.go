@@ -24,7 +24,8 @@ func (l *Lab) Hint(node string) string {
 	case slices.Contains(l.topo.Routers(), node):
 		return fmt.Sprintf("birdc -s %s show route all\n", l.path(node, "bird.ctl"))
 	case n.Role == RoleLVS:
-		return fmt.Sprintf("ipvsadm -ln; ipvsadm -lnc; iptables -t mangle -S; ip -d link; tail %s\n", l.path(node, "agent.log"))
+		return fmt.Sprintf("ipvsadm -ln; ipvsadm -lnc; iptables -t mangle -S; ip -d link; tail %s\nmedway-agent status -c %[2]s; medway-agent plan -c %[2]s\n",
+			l.path(node, "agent.log"), l.path(node, "agent.yaml"))
 	case n.Role == RoleClients:
 		return fmt.Sprintf("sbc idle %s:5060 -n 20 --every 5s\n", VIP)
 	}

@@ -3,6 +3,7 @@ package intent
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"regexp"
 
 	"github.com/medway-lb/medway/pkg/state"
@@ -12,9 +13,11 @@ import (
 // Check refuses objects that would be wrong beside what is stored, such
 // as a VIP that names a pool that is nowhere, or another VIP's address, and
 // those that a node does not understand yet. It returns what is right but
-// should be looked at.
-func Check(entries []store.Entry, revision int64, objects []Object) (notices []string, err error) {
+// should be looked at. reserved are addresses that no VIP may have, as for
+// [state.Cache.Reserve].
+func Check(entries []store.Entry, revision int64, objects []Object, reserved map[netip.Addr]string) (notices []string, err error) {
 	cache := state.NewCache()
+	cache.Reserve(reserved)
 	for _, e := range entries {
 		cache.Put(e.Key, e.Value, e.ModRevision, e.Lease)
 	}

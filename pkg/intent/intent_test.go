@@ -192,7 +192,7 @@ func TestCheck(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			notices, err := Check(entries(test.stored), 9, objects)
+			notices, err := Check(entries(test.stored), 9, objects, nil)
 			for _, want := range test.want {
 				if want == "-" && err != nil || want != "-" && (err == nil || !strings.Contains(err.Error(), want)) {
 					t.Errorf("error %v, expected %q", err, want)
@@ -242,7 +242,7 @@ func FuzzCheck(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		notices, err := Check([]store.Entry{{Key: state.Prefix + key, Value: value, ModRevision: 5}}, 9, objects)
+		notices, err := Check([]store.Entry{{Key: state.Prefix + key, Value: value, ModRevision: 5}}, 9, objects, nil)
 		if err != nil {
 			notices = append(notices, strings.Split(err.Error(), "\n")...)
 		}

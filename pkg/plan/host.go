@@ -22,6 +22,10 @@ type Host struct {
 	Destinations map[DestinationKey]Destination
 	Daemons      map[SyncRole]SyncDaemon
 	Timeouts     map[TimeoutName]time.Duration
+	// Own are the node's own addresses, of which the host has to have those that its
+	// file names: without, there is no next hop of that family and no way to its
+	// backends. They are not medway's to set.
+	Own map[netip.Addr]bool
 	// Kept are services that stay as they are, with their destinations,
 	// because what they should be is not known.
 	Kept map[ServiceKey]bool

@@ -36,7 +36,13 @@ func KernelOf(s *state.Snapshot, self Self) Host {
 		Timeouts: map[TimeoutName]time.Duration{
 			TimeoutTCP: s.Settings.Timeouts.TCP, TimeoutTCPFin: s.Settings.Timeouts.TCPFin, TimeoutUDP: s.Settings.Timeouts.UDP,
 		},
+		Own:  map[netip.Addr]bool{},
 		Kept: map[ServiceKey]bool{},
+	}
+	for _, a := range []netip.Addr{self.IPv4, self.IPv6} {
+		if a.IsValid() {
+			h.Own[a] = true
+		}
 	}
 	peers, _ := peersOf(s, self)
 	vips := vipsOf(s, self.Site, self.Group)

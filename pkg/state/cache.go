@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"maps"
+	"net/netip"
 	"slices"
 )
 
@@ -20,6 +21,8 @@ type Cache struct {
 	facts   map[string]*entry
 	touched map[string]bool
 	faults  map[string][]Fault
+	// reserved are addresses that no VIP may have, and who has them.
+	reserved map[netip.Addr]string
 	// snapshot is the last one that was made; intent holds the intent alone of
 	// the entries as they are, nil after a change of it.
 	snapshot, intent *Snapshot
@@ -55,6 +58,10 @@ func (v version) is(other version) bool {
 func NewCache() *Cache {
 	return &Cache{entries: map[string]*entry{}, facts: map[string]*entry{}, touched: map[string]bool{}}
 }
+
+// Reserve names addresses that no VIP may have beside those of nodes and
+// backends, each with who has it in the words of a fault. Before the first Put.
+func (c *Cache) Reserve(hosts map[netip.Addr]string) { c.reserved = hosts }
 
 // ofIntent says whether a kind is what operators want of the hosts, which
 // changes seldom.

@@ -12,7 +12,8 @@ import (
 // Those that share something with others are taken or refused whole:
 //
 //   - an address belongs to one VIP, and to no host beside it: closing a node's
-//     own address as a VIP would lock the node out;
+//     own address as a VIP would lock the node out, and etcd's or a router's would
+//     cut it off from them, so that no later put could mend it (see Reserve);
 //   - the prefixes that VIPs announce don't overlap: a route has one MED. (A VIP
 //     whose host route lies inside another's prefix is longest-prefix routing,
 //     as meant.)
@@ -59,7 +60,7 @@ func (c *Cache) settleOnce() bool {
 	slices.SortFunc(stays, older)
 	slices.SortFunc(pending, older)
 	wanting := len(pending)
-	for loser := admit(stays, pending, pools); loser != nil; loser = admit(stays, pending, pools) {
+	for loser := c.admit(stays, pending, pools); loser != nil; loser = c.admit(stays, pending, pools) {
 		stays = append(stays, loser)
 		pending = slices.DeleteFunc(pending, func(e *entry) bool { return e == loser })
 	}
@@ -87,11 +88,12 @@ func older(a, b *entry) int {
 // admit puts the latest value of each pending entry in force that can stand
 // beside the others. Where one that is refused could not keep what it has, since
 // another was given it, admit returns that one and changes nothing in force.
-func admit(stays, pending []*entry, pools map[string]bool) (loser *entry) {
+func (c *Cache) admit(stays, pending []*entry, pools map[string]bool) (loser *entry) {
 	h := holdings{
 		addresses: map[netip.Addr]string{}, hosts: make(map[netip.Addr]string, len(stays)), members: make(map[member]string, len(stays)),
 		groups: map[[2]string]bool{}, pools: pools,
 	}
+	maps.Copy(h.hosts, c.reserved)
 	for _, e := range stays {
 		h.take(e.key, e.good.value)
 	}

@@ -3,6 +3,8 @@ package state
 import (
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -304,5 +306,27 @@ func demandApart(t *rapid.T, s *Snapshot) {
 			t.Fatalf("backend %s has the address of %s", k.Name, who)
 		}
 		take("member "+b.IPv4.String(), k.Name)
+	}
+}
+
+// TestReserved: a VIP can't take what the host would be lost without; the one
+// that is in force stays.
+func TestReserved(t *testing.T) {
+	c := NewCache()
+	c.Reserve(map[netip.Addr]string{netip.MustParseAddr("10.1.0.5"): "etcd (https://10.1.0.5:2379)"})
+	put(c, "pools/sbc", "{}", 1)
+	put(c, "nodes/n", nodeAt("10.1.0.11"), 2)
+	put(c, "vips/v", vipOf("203.0.113.10"), 3)
+	put(c, "vips/v", vipWith([]string{"203.0.113.10", "10.1.0.5"}), 4)
+	put(c, "vips/w", vipOf("10.1.0.5"), 5)
+	want := map[string]string{"vips/v": "203.0.113.10", "nodes/n": "10.1.0.11"}
+	if diff := cmp.Diff(want, inForce(c)); diff != "" {
+		t.Error(diff)
+	}
+	for key, field := range map[string]string{"vips/v": "addresses[1]", "vips/w": "addresses[0]"} {
+		reason := "field " + field + `: value "10.1.0.5": expected one that etcd (https://10.1.0.5:2379) does not have: not in force`
+		if faults := c.Snapshot().Faults; !slices.Contains(faults, Fault{Key: Prefix + key, Reason: reason}) {
+			t.Errorf("%s: faults %v, expected %q", key, faults, reason)
+		}
 	}
 }

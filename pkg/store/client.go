@@ -15,6 +15,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
+	"net/url"
 	"sync"
 	"time"
 
@@ -48,6 +50,22 @@ type Config struct {
 	RelistInterval time.Duration
 	// Log may be nil.
 	Log *zap.Logger
+}
+
+// Hosts are the addresses in the URLs of endpoints, each with the words for it in
+// a fault. A name stands for none.
+func Hosts(endpoints []string) map[netip.Addr]string {
+	hosts := map[netip.Addr]string{}
+	for _, endpoint := range endpoints {
+		u, err := url.Parse(endpoint)
+		if err != nil {
+			continue
+		}
+		if a, err := netip.ParseAddr(u.Hostname()); err == nil {
+			hosts[a.Unmap()] = "etcd (" + endpoint + ")"
+		}
+	}
+	return hosts
 }
 
 func (c *Config) setDefaults() {

@@ -61,7 +61,7 @@ The exit code is 0 if nothing would change, 2 if there are changes, 1 on an erro
 	}
 	configFlag(cmd, &config)
 	cmd.Flags().StringArrayVarP(&files, "filename", "f", nil, "as if this `file` or directory (- is standard input) had been applied, as by medwayctl apply; may be repeated")
-	cmd.Flags().StringVar(&from, "from", "", "read the intent from `etcd` or disk; default: etcd, or the snapshot on disk where etcd can't be reached")
+	cmd.Flags().StringVar(&from, "from", "", "read the intent from this `source`, etcd or disk; default: etcd, or the snapshot on disk where etcd can't be reached")
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
 	completeWith(cmd, "output", "text", "json")
 	completeWith(cmd, "from", agent.FromEtcd, agent.FromDisk)

@@ -39,6 +39,21 @@ func (t addresses) Read(context.Context) (map[plan.Address]struct{}, error) {
 	return have, nil
 }
 
+// Has says which of some addresses the host has, on whatever device.
+func (k *Kernel) Has(some map[netip.Addr]bool) (map[netip.Addr]bool, error) {
+	list, err := whole(func() ([]netlink.Addr, error) { return k.h.AddrList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return nil, fmt.Errorf("list the host's addresses: %w", err)
+	}
+	have := map[netip.Addr]bool{}
+	for _, a := range list {
+		if p := prefix(a.IPNet); some[p.Addr()] {
+			have[p.Addr()] = true
+		}
+	}
+	return have, nil
+}
+
 func (t addresses) on(d netlink.Link) ([]netip.Prefix, error) {
 	list, err := whole(func() ([]netlink.Addr, error) { return t.h.AddrList(d, netlink.FAMILY_ALL) })
 	if err != nil {

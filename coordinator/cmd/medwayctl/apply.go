@@ -61,7 +61,7 @@ func applyObjects(ctx context.Context, c *connection, objects []intent.Object, d
 	if err != nil {
 		return fmt.Errorf("read %s: %w", state.Prefix, err)
 	}
-	notices, err := intent.Check(entries, revision, objects)
+	notices, err := intent.Check(entries, revision, objects, store.Hosts(c.endpoints))
 	if err != nil {
 		return err
 	}

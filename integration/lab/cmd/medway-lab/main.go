@@ -52,11 +52,14 @@ func upCommand(dir *string) *cobra.Command {
 	var lvs int
 	cmd := &cobra.Command{
 		Use:   "up",
-		Short: "Build the lab (an earlier one is removed first)",
+		Short: "Build the lab, unless one is up",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			topo := lab.Default().WithLVS(lvs)
 			opts.Dir, opts.Topology, opts.Progress = *dir, &topo, cmd.OutOrStdout()
+			if err := lab.Vacant(opts); err != nil {
+				return fmt.Errorf("%w: end it first (make lab-down, or %s down)", err, cmd.Root().Name())
+			}
 			_, err := lab.Up(cmd.Context(), opts)
 			return err
 		},
