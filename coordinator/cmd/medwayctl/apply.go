@@ -28,7 +28,7 @@ func apply(c *connection) *cobra.Command {
 with "-" from standard input, after checking every one of them, by itself and
 beside what is stored: if one is wrong, all that is wrong is said and nothing is
 written. An object is replaced as a whole. What is in etcd and not in the files
-stays; delete it with etcdctl del.
+stays; delete it with etcdctl del. (A VIP that is deleted ends its calls.)
 
 Exit status: 0 done, or with --dry-run nothing to do; 1 an error; 2 with
 --dry-run: something would be written.`,
