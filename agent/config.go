@@ -152,6 +152,9 @@ func (c Config) Validate() error {
 	if !usable(v6, netip.Addr.Is6) && v6.IsValid() {
 		wrong("addresses.ipv6", v6, "an IPv6 unicast address of this host")
 	}
+	if name := plan.LinkName(c.Uplink); name == plan.VIPLink || name == plan.SyncLink || name == plan.SyncPeerLink {
+		wrong("uplink", c.Uplink, "the device on which clients' packets arrive, not one that medway makes")
+	}
 	if !validDevice(c.Uplink) {
 		wrong("uplink", c.Uplink, "the name of a network device: 1 to 15 bytes without white space, '/' or ':'")
 	}

@@ -150,6 +150,7 @@ func TestBadConfigSaysWhereAndWhat(t *testing.T) {
 		{"lease too short", "lease_ttl: 7s", "lease_ttl: 999ms", []string{"field lease_ttl", `"999ms"`, "1s to 10m"}},
 		{"lease too long", "lease_ttl: 7s", "lease_ttl: 10m1s", []string{"field lease_ttl", `"10m1s"`, "1s to 10m"}},
 		{"uplink with a slash", "eth0", "eth/0", []string{":5:1: field uplink", `"eth/0"`}},
+		{"uplink of medway's own", "eth0", "medway0", []string{":5:1: field uplink", `"medway0"`}},
 		{"uplink upwards", "eth0", "..", []string{":5:1: field uplink", `".."`}},
 		{"uplink with white space", "eth0", `"eth 0"`, []string{":5:1: field uplink", `"eth 0"`}},
 		{"uplink with a control character", "eth0", `"eth\e[0m"`, []string{":5:1: field uplink", `"eth\x1b[0m"`}},

@@ -99,7 +99,7 @@ func (a *Agent) loadSnapshot() {
 	}
 	a.loaded = disk
 	a.log.Warn("etcd can't be reached: using the snapshot on disk", zap.Time("saved", a.disk.Saved),
-		zap.Duration("age", time.Since(a.disk.Saved).Round(time.Second)), zap.Int64("revision", a.disk.Revision))
+		zap.String("age", time.Since(a.disk.Saved).Round(time.Second).String()), zap.Int64("revision", a.disk.Revision))
 	poke(a.wake)
 }
 

@@ -103,6 +103,14 @@ func Decide(m Memory, in Input, vip string) (Memory, Decision) {
 	return m, d
 }
 
+// unable is why the node can't serve, for people.
+func (v view) unable() string {
+	if !Equipped(v.Snapshot, v.vip) {
+		return "can't serve: a pool of the VIP is missing, or has no backend"
+	}
+	return "can't serve: the kernel differs from the plan"
+}
+
 func (v view) decide(m *Memory) Decision {
 	if !v.Fresh {
 		// What was seen before may have changed and changed back unseen: waits begin anew.
@@ -117,7 +125,7 @@ func (v view) decide(m *Memory) Decision {
 		m.quietSince = time.Time{}
 		role, med := v.ladder()
 		if role == LastResort {
-			return Decision{Role: role, MED: med, Reason: "can't serve: the kernel differs from the plan"}
+			return Decision{Role: role, MED: med, Reason: v.unable()}
 		}
 		if m.Announcing && !v.Fresh {
 			return v.frozen(*m)

@@ -614,3 +614,18 @@ func TestASnapshotOlderThanTheOwnWriteIsNotAHandEdit(t *testing.T) {
 	behind := func(in *Input) { in.Snapshot = old }
 	expect(t, w.decide("dc1-0", unable, behind), LastResort, 900, "")
 }
+
+func TestWhoCanNotServeSaysWhy(t *testing.T) {
+	s := twoSites(t)
+	reason := func() string {
+		_, d := Decide(Memory{}, Input{Snapshot: s, Self: dc1, Now: time.Now()}, "sip-1")
+		return d.Reason
+	}
+	if got := reason(); got != "can't serve: the kernel differs from the plan" {
+		t.Error(got)
+	}
+	s.Pools = nil
+	if got := reason(); got != "can't serve: a pool of the VIP is missing, or has no backend" {
+		t.Error(got)
+	}
+}
