@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -102,8 +103,35 @@ func read(ctx context.Context, c *connection) (*state.Snapshot, []*medwayv1.Stat
 	for _, trouble := range client.Troubles() {
 		more = append(more, state.Fault{Key: "etcd", Reason: trouble, Notice: true})
 	}
-	snapshot.Faults = slices.Concat(snapshot.Faults, more)
+	snapshot.Faults = slices.Concat(snapshot.Faults, more, elsewhere(snapshot, nodes))
 	return snapshot, nodes, nil
+}
+
+// elsewhere tells of VIPs that no living node of their target site announces, while
+// another site carries their traffic.
+func elsewhere(s *state.Snapshot, nodes []*medwayv1.Status) (notices []state.Fault) {
+	for _, vip := range slices.Sorted(maps.Keys(s.Targets)) {
+		site, served, carrier, lowest := s.Targets[vip].Site, false, "", uint32(math.MaxUint32)
+		for _, n := range nodes {
+			_, alive := s.Alive[n.Node]
+			for _, v := range n.Vips {
+				switch {
+				case !alive || v.Vip != vip || v.Med == nil:
+				case n.Site == site:
+					served = true
+				case *v.Med < lowest:
+					carrier, lowest = n.Node, *v.Med
+				}
+			}
+		}
+		if !served && carrier != "" {
+			notices = append(notices, state.Fault{
+				Key: state.Key{Kind: state.KindTarget, A: vip}.String(), Notice: true,
+				Reason: fmt.Sprintf("no living node of %s announces it: the traffic goes to %s, MED %d", site, carrier, lowest),
+			})
+		}
+	}
+	return notices
 }
 
 func writeTable(out io.Writer, s *state.Snapshot, nodes []*medwayv1.Status, only []string, now time.Time) error {
@@ -277,7 +305,7 @@ func section(out io.Writer, title string, lines []string) {
 // key's value is wrong.
 func target(s *state.Snapshot, vip, site string) string {
 	key := state.Key{Kind: state.KindTarget, A: vip}.String()
-	if slices.ContainsFunc(s.Faults, func(f state.Fault) bool { return f.Key == key }) {
+	if slices.ContainsFunc(s.Faults, func(f state.Fault) bool { return f.Key == key && !f.Notice }) {
 		return cell(site) + " (key is wrong)"
 	}
 	return cell(site)
