@@ -447,7 +447,7 @@ func (c Config) reserved() map[netip.Addr]string {
 	}
 	for _, a := range []netip.Addr{c.Addresses.IPv4, c.Addresses.IPv6} {
 		if a.IsValid() {
-			hosts[a] = "this node itself"
+			hosts[a] = "node " + c.Node
 		}
 	}
 	return hosts
