@@ -155,10 +155,10 @@ func (d *decider) notReady(host plan.Host) {
 	}
 }
 
-// concerns are the VIPs to decide on, sorted, which the caller does not change: those of the plan, and those that
+// concerns are the VIPs to decide on, sorted: those of the plan, and those that
 // leave it. A claim or an ownership that a former process of this node has left
 // behind is among the latter: the rightful node would stay on force, and no
-// other node of the site could become the owner.
+// other node of the site could become the owner. The caller does not change them.
 func (d *decider) concerns(s *state.Snapshot, fresh bool) []string {
 	if fresh {
 		for k, claim := range s.Claims {

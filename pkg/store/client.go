@@ -16,7 +16,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"net/url"
+	"strings"
 	"sync"
 	"time"
 
@@ -52,17 +52,18 @@ type Config struct {
 	Log *zap.Logger
 }
 
-// Hosts are the addresses in the URLs of endpoints, each with the words for it in
-// a fault. A name stands for none.
+// Hosts are the addresses in endpoints, with or without a scheme, each with the
+// words for it in a fault. A name stands for none.
 func Hosts(endpoints []string) map[netip.Addr]string {
 	hosts := map[netip.Addr]string{}
 	for _, endpoint := range endpoints {
-		u, err := url.Parse(endpoint)
-		if err != nil {
-			continue
+		endpoint = strings.TrimSpace(endpoint)
+		_, host, found := strings.Cut(endpoint, "://")
+		if !found {
+			host = endpoint
 		}
-		if a, err := netip.ParseAddr(u.Hostname()); err == nil {
-			hosts[a.Unmap()] = "etcd (" + endpoint + ")"
+		if a, err := netip.ParseAddrPort(strings.TrimSuffix(host, "/")); err == nil {
+			hosts[a.Addr().Unmap()] = "etcd (" + endpoint + ")"
 		}
 	}
 	return hosts

@@ -134,14 +134,10 @@ func (d document) tooDeep(tokens token.Tokens) error {
 			entries++
 		}
 		if max(brackets, entries) > maxDepth {
-			return tooDeep(d.line-1+line, t.Position.Column)
+			return &placed{d.line - 1 + line, t.Position.Column, fmt.Sprintf("nested deeper than %d", maxDepth)}
 		}
 	}
 	return nil
-}
-
-func tooDeep(line, column int) error {
-	return &placed{line, column, fmt.Sprintf("nested deeper than %d", maxDepth)}
 }
 
 func firstInvalid(text []byte) (line, column int) {
