@@ -189,7 +189,7 @@ func (a *Agent) Close() {
 		a.socket.Close()
 	}
 	if a.lock != nil {
-		a.lock.Close()
+		unlock(a.lock)
 	}
 }
 

@@ -69,3 +69,10 @@ func lock(dir string) (*os.File, error) {
 	}
 	return f, nil
 }
+
+// unlock gives the lock back. Closing the file alone would leave it with a child
+// process that is just being forked and has the descriptor until it executes its program.
+func unlock(f *os.File) {
+	_ = unix.Flock(int(f.Fd()), unix.LOCK_UN)
+	f.Close()
+}

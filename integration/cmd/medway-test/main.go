@@ -15,6 +15,7 @@ import (
 	"os/signal"
 	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -58,6 +59,8 @@ type run struct {
 	// outcome is "pass", "fail" or "skip"; what is run again counts anew.
 	outcome map[test]string
 	output  map[test]*strings.Builder
+	// why has the first lines of what failed, to be said again at the end.
+	why []string
 	// each says whether to show every test that passes, not only packages.
 	each bool
 }
@@ -202,7 +205,20 @@ func (r *run) take(e event) {
 func (r *run) fail(t test, text string) {
 	fmt.Printf("FAIL  %s\n%s", t, text)
 	r.outcome[t] = "fail"
+	if t.name == "" {
+		return
+	}
+	r.why = append(r.why, "FAILED  "+t.String())
+	for line := range strings.Lines(text) {
+		// What a test logs looks like what it complains of; agents' logs, the longest, are left out.
+		if said := where.FindString(line); said != "" && !strings.Contains(said, "scenario_test.go:") {
+			r.why = append(r.why, fmt.Sprintf("        %.300s", strings.TrimSpace(line)))
+		}
+	}
 }
+
+// where is the beginning of a line that a test printed.
+var where = regexp.MustCompile(`^\s+\w+_test\.go:\d+:`)
 
 // summary prints the one line that counts, and tells whether all is well.
 func (r *run) summary() bool {
@@ -221,6 +237,9 @@ func (r *run) summary() bool {
 		case outcome == "fail" && t.name == "" && !failed[t.pkg]:
 			count["fail"]++ // it did not build, or died
 		}
+	}
+	for _, line := range r.why {
+		fmt.Println(line)
 	}
 	fmt.Printf("%d passed, %d failed, %d skipped\n", count["pass"], count["fail"], count["skip"])
 	return count["fail"] == 0 && count["skip"] == 0 && count["pass"] > 0
