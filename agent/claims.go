@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"time"
 
 	"go.uber.org/zap"
@@ -101,7 +102,7 @@ func (d *decider) revive(s *state.Snapshot) []lease.Write {
 		return nil
 	}
 	want, err := state.Decode(state.Key{Kind: state.KindAlive, A: d.self.Name}, put.Value)
-	if have, ok := s.Alive[d.self.Name]; err != nil || ok && have == want {
+	if have, ok := s.Alive[d.self.Name]; err != nil || ok && reflect.DeepEqual(want, have) {
 		return nil
 	}
 	// All nodes watch the key: a session that flaps is no news for them each time.

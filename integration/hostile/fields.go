@@ -60,6 +60,24 @@ func fields() (out []Case) {
 	wrong(vip, at("announcement", "roles"), "at least 2", map[string]any{"active": map[string]any{"prepend": 2}, "backup": map[string]any{"prepend": 1}})
 	wrong(vip, at("announcement", "ladder"), "expected", map[string]any{"force": 100}, map[string]any{"step": 0}, map[string]any{"backup": 900, "last_resort": 500})
 
+	wrong(vip, at("automatic_switchover", "share"), "a share from 1% to 100%", "0%", "101%", "50", "half", "-1%", "1e1%", "%", "\u0665%")
+	wrong(vip, at("automatic_switchover", "packets_per_second"), "a number from 1", 0)
+	wrong(vip, at("automatic_switchover", "for"), "a duration from 1s", "0s", "10", "-1s", "2h")
+	wrong(vip, at("automatic_switchover", "settle"), "a duration from 0s", "-1s", "25h")
+	wrong(vip, at("ownership", "preference", 0), "1 to 63 of a-z", notNames[:3]...)
+	wrong(vip, at("ownership", "preference"), "each name once", []any{"dc1-lvs-a", "dc1-lvs-a"})
+	wrong("settings", at("longest_keepalive"), "expected", "0s", "1.5s", "25h", "five minutes")
+	wrong("settings", at("parity"), "a number from 1 to 100", 0, 101)
+	for _, key := range []string{"epoch", "joined/dc1-lvs-a"} {
+		for _, word := range []string{"", "Two Words", "\x00"} {
+			out = append(out, bad(fmt.Sprintf("%s: %.20q", key, word), key, word, "an epoch as a plain word"))
+		}
+	}
+	for _, key := range []string{"node_drains/dc1-lvs-a", "pauses/sip-1", "pause"} {
+		out = append(out, bad(key+": empty", key, "", "empty value"), bad(key+": no time", key, `{"reason":"x"}`, "field since"),
+			bad(key+": a word", key, "yes", "not JSON"))
+	}
+
 	wrong("settings", at("sync", "group"), "an IPv4 multicast address", "10.0.0.1", "ff02::1", "224.0.0", "all", "239.255.255.255.1")
 	for _, key := range []string{
 		"kernel.panic", "net", "net.", ".net.a", "net..a", "net.../kernel/panic", "net.//.kernel.panic", "net./", "net.a b", "net.a\nb", "net.ipv4.conf.$(reboot)", "net.é",
@@ -166,7 +184,7 @@ func keys() (out []Case) {
 		{"vips/" + strings.Repeat("a", 64), "a name of 1 to 63"}, {"vips/" + strings.Repeat("a", 100000), "a name of 1 to 63"}, {strings.Repeat("x", 100000), "unknown kind"}, {strings.Repeat("/", 1000), "unknown kind"},
 		{"settings/x", "expected 0 names"}, {"settings/", "expected 0 names"}, {"ladder/x", "expected 0 names"}, {"pools/sbc/dc1-sbc1", "expected 1 names"}, {"backends/sbc", "expected 2 names"},
 		{"backends/dc1-sbc1", "expected 2 names"}, {"claims/sip-1", "expected 2 names"}, {"owners/sip-1", "expected 2 names"}, {"target_state/dc1/sip-1", "expected 1 names"}, {"targets/sip-1", "unknown kind"},
-		{"epoch/x", "unknown kind"}, {"%2e%2e/settings", "unknown kind"}, {"status/dc1-lvs-a", "unknown kind"}, {"\u0443ips/sip-1", "unknown kind"},
+		{"epoch/x", "expected 0 names"}, {"%2e%2e/settings", "unknown kind"}, {"status/dc1-lvs-a", "unknown kind"}, {"\u0443ips/sip-1", "unknown kind"},
 	} {
 		// A value that would be good under the right key must not be taken.
 		out = append(out, bad(fmt.Sprintf("key %.60q of %d bytes", k.key, len(k.key)), k.key, `{}`, k.words))

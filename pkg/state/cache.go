@@ -206,6 +206,7 @@ func (c *Cache) emptyOfFacts() *Snapshot {
 	s := *c.intent
 	s.Targets, s.Locks, s.Alive = map[string]Target{}, map[string]Lock{}, map[string]Alive{}
 	s.Owners, s.Claims, s.claims = map[OwnerKey]Owner{}, map[ClaimKey]Claim{}, map[string][]NodeClaim{}
+	s.Joined, s.Drains, s.Pauses = map[string]string{}, map[string]Order{}, map[string]Order{}
 	return &s
 }
 
@@ -271,6 +272,12 @@ func (s *Snapshot) own(k Kind) {
 		s.Owners = maps.Clone(s.Owners)
 	case KindClaim:
 		s.Claims, s.claims = maps.Clone(s.Claims), maps.Clone(s.claims)
+	case KindJoined:
+		s.Joined = maps.Clone(s.Joined)
+	case KindDrain:
+		s.Drains = maps.Clone(s.Drains)
+	case KindPause, KindPauseAll:
+		s.Pauses = maps.Clone(s.Pauses)
 	}
 }
 
@@ -344,6 +351,14 @@ func (s *Snapshot) removeFact(k Key) {
 	case KindClaim:
 		delete(s.Claims, ClaimKey{k.A, k.B})
 		s.indexClaim(k.A, k.B)
+	case KindEpoch:
+		s.Epoch = Epoch{}
+	case KindJoined:
+		delete(s.Joined, k.A)
+	case KindDrain:
+		delete(s.Drains, k.A)
+	case KindPause, KindPauseAll:
+		delete(s.Pauses, k.A)
 	}
 }
 
@@ -363,7 +378,7 @@ func (s *Snapshot) addFact(e *entry, f *Snapshot) {
 			good = Lock{Malformed: true}
 		}
 		s.Locks[k.A] = good
-		f.checkLock(k)
+		f.checkVIP(k)
 	case KindAlive:
 		if good, ok := e.good.value.(Alive); !ok {
 			return
@@ -371,7 +386,29 @@ func (s *Snapshot) addFact(e *entry, f *Snapshot) {
 			f.notice(k, "not bound to a lease: does not count")
 		} else {
 			s.Alive[k.A] = good
-			f.checkAlive(k)
+			f.checkNode(k)
+		}
+	case KindEpoch:
+		s.Epoch.Revision = e.modRevision
+		s.Epoch.Word, _ = e.good.value.(string)
+	case KindJoined:
+		if good, ok := e.good.value.(string); ok {
+			s.Joined[k.A] = good
+		}
+	case KindDrain:
+		// What can't be read drains nothing: it would take a node out of service.
+		if good, ok := e.good.value.(Order); ok {
+			s.Drains[k.A] = good
+		}
+		f.checkNode(k)
+	case KindPause, KindPauseAll:
+		good, ok := e.good.value.(Order)
+		if !ok {
+			good = Order{Malformed: true}
+		}
+		s.Pauses[k.A] = good
+		if k.Kind == KindPause {
+			f.checkVIP(k)
 		}
 	case KindOwner:
 		o := Owner{Revision: e.modRevision, Lease: e.lease}

@@ -71,12 +71,13 @@ func TestBadValueLeavesTheGoodOneInForce(t *testing.T) {
 		s.Faults = nil
 		// Guards name the key as it stands, and an owner key that is malformed
 		// counts as absent: both have tests of their own.
-		s.Claims, s.Owners = nil, nil
+		s.Claims, s.Owners, s.Epoch.Revision = nil, nil, 0
 		return s
 	}
 	keys := map[Kind]string{
 		KindSettings: "settings", KindLadder: "ladder", KindVIP: "vips/v", KindPool: "pools/q", KindBackend: "backends/sbc/b1",
 		KindTarget: "target_state/v", KindNode: "nodes/n1", KindAlive: "alive/n1", KindOwner: "owners/dc1/v", KindClaim: "claims/n1/v", KindLock: "locks/v",
+		KindEpoch: "epoch", KindJoined: "joined/n1", KindDrain: "node_drains/n1", KindPause: "pauses/v", KindPauseAll: "pause",
 	}
 	for kind, value := range goodValues {
 		t.Run(string(kind), func(t *testing.T) {
@@ -438,7 +439,7 @@ func TestANodeOfAnOlderSchema(t *testing.T) {
 	c := filled(t)
 	before := c.Snapshot().VIPs["v"]
 	put(c, "vips/v", strings.Replace(goodVIP, `{`, `{"of_schema_9":{"x":1},`, 1), 9)
-	demandFaults(t, c, "vips/v: field of_schema_9: unknown in schema 2: expected one of addresses")
+	demandFaults(t, c, "vips/v: field of_schema_9: unknown in schema 3: expected one of addresses")
 	if diff := cmp.Diff(before, c.Snapshot().VIPs["v"], compareAddresses); diff != "" {
 		t.Error(diff)
 	}

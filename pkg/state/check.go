@@ -79,6 +79,11 @@ func (s *Snapshot) checkVIPs() {
 				s.notice(key, "field groups.%s: value %q: no node is in this group", site, group)
 			}
 		}
+		for i, node := range v.Ownership.Preference {
+			if n, ok := s.Nodes[node]; len(s.Nodes) > 0 && (!ok || v.Groups[n.Site] != n.Group) {
+				s.notice(key, "field ownership.preference[%d]: value %q: no node of the VIP's groups has this name", i, node)
+			}
+		}
 		if nodes > ranks {
 			s.notice(key, "field groups: %d nodes are in these groups: expected at most %d, or nodes of different roles may have the same MED", nodes, ranks)
 		}
@@ -149,7 +154,7 @@ func (s *Snapshot) checkNodes() {
 // The rest is about one fact each: what nodes write, and other hands have
 // touched.
 
-func (s *Snapshot) checkLock(k Key) {
+func (s *Snapshot) checkVIP(k Key) {
 	if _, ok := s.VIPs[k.A]; !ok {
 		s.notice(k, "VIP %q does not exist", k.A)
 	}
@@ -164,7 +169,7 @@ func (s *Snapshot) checkOwner(k Key, o Owner) {
 	}
 }
 
-func (s *Snapshot) checkAlive(k Key) {
+func (s *Snapshot) checkNode(k Key) {
 	if _, known := s.Nodes[k.A]; !known {
 		s.notice(k, "node %q does not exist", k.A)
 	}

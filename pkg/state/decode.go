@@ -17,8 +17,8 @@ import (
 )
 
 // Decode turns the value of a key into its typed form: Settings, Ladder, VIP,
-// Pool, Backend, Node, Alive, Lock, or for targets, owners and claims a string,
-// a node's name and a MED. It is strict: unknown fields, wrong types and values
+// Pool, Backend, Node, Alive, Lock, Order for drains and pauses, or for targets,
+// owners, claims, epoch and joined a string, a node's name, a MED and words. It is strict: unknown fields, wrong types and values
 // out of range are errors, all of them at once, that name the field, the value
 // and what was expected ([Invalid]).
 func Decode(k Key, value []byte) (any, error) {
@@ -43,8 +43,14 @@ func Decode(k Key, value []byte) (any, error) {
 		return decode(value, &medwayv1.Claim{}, claim)
 	case KindLock:
 		return decode(value, &medwayv1.Lock{}, lock)
+	case KindDrain:
+		return decode(value, &medwayv1.Drain{}, func(c *checker, m *medwayv1.Drain) Order { return order(c, m) })
+	case KindPause, KindPauseAll:
+		return decode(value, &medwayv1.Pause{}, func(c *checker, m *medwayv1.Pause) Order { return order(c, m) })
 	case KindTarget:
-		return target(value)
+		return word(value, "the name of a site")
+	case KindEpoch, KindJoined:
+		return word(value, "an epoch")
 	}
 	return nil, fmt.Errorf("unknown kind %q", k.Kind)
 }
@@ -104,14 +110,14 @@ func decode[M proto.Message, T any](value []byte, m M, read func(*checker, M) T)
 	return t, nil
 }
 
-// target reads the plain word of a target key. Its white space is ignored, so
-// that `echo dc2 | etcdctl put KEY` works.
-func target(value []byte) (any, error) {
-	site := strings.TrimSpace(string(value))
-	if !validName.MatchString(site) {
-		return nil, Invalid{{"", "value " + Quote(string(value)), "the name of a site as a plain word: " + nameForm}}
+// word reads a value that is a plain word. Its white space is ignored, so that
+// `echo dc2 | etcdctl put KEY` works.
+func word(value []byte, what string) (any, error) {
+	text := strings.TrimSpace(string(value))
+	if !validName.MatchString(text) {
+		return nil, Invalid{{"", "value " + Quote(string(value)), what + " as a plain word: " + nameForm}}
 	}
-	return site, nil
+	return text, nil
 }
 
 func owner(c *checker, m *medwayv1.Owner) string { return c.name("node", m.Node) }
@@ -148,7 +154,19 @@ func node(c *checker, m *medwayv1.Node) Node {
 }
 
 func alive(c *checker, m *medwayv1.Alive) Alive {
-	return Alive{BootID: c.text("boot_id", m.BootId), BGPSessions: m.BgpSessions, Since: c.time("since", m.Since)}
+	a := Alive{BootID: c.text("boot_id", m.BootId), BGPSessions: m.BgpSessions, Since: c.time("since", m.Since), Cold: m.Cold}
+	a.Unable = c.names("unable", m.Unable)
+	slices.Sort(a.Unable)
+	return a
+}
+
+// order checks a person's word: a drain or a pause.
+func order(c *checker, m interface {
+	GetSince() string
+	GetReason() string
+	GetBy() string
+}) Order {
+	return Order{Since: c.time("since", m.GetSince()), Reason: c.text("reason", m.GetReason()), By: c.text("by", m.GetBy())}
 }
 
 func lock(c *checker, m *medwayv1.Lock) Lock {
@@ -172,6 +190,22 @@ func (c *checker) name(field, value string) string {
 		c.wrong(field, value, nameForm)
 	}
 	return value
+}
+
+// names checks a list of names, each of which may be there once.
+func (c *checker) names(field string, list []string) []string {
+	if !c.atMost(field, len(list), maxNames) {
+		return nil
+	}
+	var out []string
+	for i, text := range list {
+		name := c.name(fmt.Sprintf("%s[%d]", field, i), text)
+		if slices.Contains(out, name) {
+			c.wrong(fmt.Sprintf("%s[%d]", field, i), text, "each name once")
+		}
+		out = append(out, name)
+	}
+	return out
 }
 
 // text checks words for people, which go to terminals and logs.

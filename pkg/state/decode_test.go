@@ -35,13 +35,16 @@ func TestGoodValues(t *testing.T) {
 			"settings: everything set",
 			`{"sync":{"id":255,"group":"239.1.2.3","port":65535,"max_length":1024,"tunnel_mtu":1052},"normalise_after":"0s",
 			  "settle":"1m","resync_interval":"1s","timeouts":{"tcp":"24h","tcp_fin":"1s","udp":"90s"},
-			  "sysctls":{"net.ipv4.vs.sync_threshold":" 3\t50 ","net.ipv4.conf.eth0/7.rp_filter":"0"}}`,
+			  "sysctls":{"net.ipv4.vs.sync_threshold":" 3\t50 ","net.ipv4.conf.eth0/7.rp_filter":"0"},
+			  "longest_keepalive":"29s","parity":100}`,
 			KindSettings,
 			Settings{
 				Sync:   Sync{ID: 255, Group: addr("239.1.2.3"), Port: 65535, MaxLength: 1024, TunnelMTU: 1052},
 				Settle: time.Minute, ResyncInterval: time.Second,
 				Timeouts: Timeouts{TCP: 24 * time.Hour, TCPFin: time.Second, UDP: 90 * time.Second},
 				Sysctls:  map[string]string{"net.ipv4.vs.sync_threshold": "3 50", "net.ipv4.conf.eth0/7.rp_filter": "0"},
+
+				LongestKeepalive: 29 * time.Second, Parity: 100,
 			},
 		},
 		{"ladder: all defaults", `{}`, KindLadder, DefaultLadder()},
@@ -65,6 +68,17 @@ func TestGoodValues(t *testing.T) {
 					{Protocol: "tcp", Port: 65535, Pool: "p", Persistence: 300 * time.Second},
 				},
 				Announcement: Announcement{Communities: []uint32{0, 0xffffffff}, Routes: map[Rung]Route{}},
+			},
+		},
+		{
+			"vip: switches by itself", goodVIP[:len(goodVIP)-1] + `,"automatic_switchover":{"enabled":true,"share":"60%","packets_per_second":1,"for":"5s","settle":"0s"},
+			  "ownership":{"preference":["n2","n1"],"preempt":true}}`,
+			KindVIP,
+			VIP{
+				Addresses: []netip.Addr{addr("203.0.113.10")}, Groups: map[string]string{"dc1": "g1"},
+				Services:  []Service{{Protocol: "tcp", Port: 5060, Pool: "sbc"}},
+				Automatic: Automatic{Enabled: true, Share: 60, Floor: 1, For: 5 * time.Second},
+				Ownership: Ownership{Preference: []string{"n2", "n1"}, Preempt: true},
 			},
 		},
 		{"pool: all defaults", `{}`, KindPool, Pool{Local: 50000, Remote: 2}},
@@ -243,16 +257,16 @@ func refused(t *testing.T, k Key, value string, parts ...string) {
 func TestDecodingIsStrict(t *testing.T) {
 	huge := long(1 << 20)
 	for kind, good := range goodValues {
-		if kind == KindTarget {
-			continue
+		if kind == KindTarget || kind == KindEpoch || kind == KindJoined {
+			continue // plain words
 		}
 		for name, test := range map[string]struct {
 			value string
 			want  string
 		}{
-			"unknown field":     {`{"surprise":1,` + good[1:], "field surprise: unknown in schema 2"},
+			"unknown field":     {`{"surprise":1,` + good[1:], "field surprise: unknown in schema 3"},
 			"huge field":        {`{"` + huge + `":1,` + good[1:], "aaaa"},
-			"wrong case":        {`{"NODE":"x",` + good[1:], "field NODE: unknown in schema 2"},
+			"wrong case":        {`{"NODE":"x",` + good[1:], "field NODE: unknown in schema 3"},
 			"given twice":       {good[:len(good)-1] + `,` + good[1:], "given twice"},
 			"trailing garbage":  {good + `x`, "x"},
 			"a second value":    {good + good, "a JSON object"},
@@ -306,6 +320,11 @@ var goodValues = map[Kind]string{
 	KindOwner:    `{"node":"n1"}`,
 	KindClaim:    `{"med":"50"}`,
 	KindTarget:   `dc1`,
+	KindEpoch:    `e7f0`,
+	KindJoined:   `e7f0`,
+	KindDrain:    `{"since":"2024-11-22T17:00:00Z","reason":"new kernel","by":"ada"}`,
+	KindPause:    `{"since":"2024-11-22T17:00:00Z"}`,
+	KindPauseAll: `{"since":"2024-11-22T17:00:00Z","reason":"maintenance"}`,
 	KindLock:     `{"since":"2024-11-22T17:00:00Z","reason":"traffic in dc2","from":"dc1","to":"dc2","by":"dc2-lvs-a"}`,
 }
 
@@ -385,6 +404,10 @@ func newMessage(kind Kind) proto.Message {
 		return &medwayv1.Claim{}
 	case KindLock:
 		return &medwayv1.Lock{}
+	case KindDrain:
+		return &medwayv1.Drain{}
+	case KindPause, KindPauseAll:
+		return &medwayv1.Pause{}
 	}
 	for _, o := range objectKinds {
 		if o.kind == kind {
@@ -396,7 +419,7 @@ func newMessage(kind Kind) proto.Message {
 
 // encoded is the stored form of a value that decodes.
 func encoded(t *testing.T, kind Kind, value []byte, typed any) []byte {
-	if kind == KindTarget {
+	if kind == KindTarget || kind == KindEpoch || kind == KindJoined {
 		return []byte(typed.(string))
 	}
 	m := newMessage(kind)

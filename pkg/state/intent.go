@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -24,6 +25,8 @@ const (
 	// maxSites and ranks are the room on the ladder (PROTOCOL): ranks go from 0 to 8.
 	maxSites = 9
 	ranks    = 9
+	// maxNames is the most names in a list of nodes or VIPs.
+	maxNames = 10000
 )
 
 func settings(c *checker, m *medwayv1.Settings) Settings {
@@ -36,6 +39,8 @@ func settings(c *checker, m *medwayv1.Settings) Settings {
 	s.Timeouts.TCP = c.seconds("timeouts.tcp", t.GetTcp(), s.Timeouts.TCP)
 	s.Timeouts.TCPFin = c.seconds("timeouts.tcp_fin", t.GetTcpFin(), s.Timeouts.TCPFin)
 	s.Timeouts.UDP = c.seconds("timeouts.udp", t.GetUdp(), s.Timeouts.UDP)
+	s.LongestKeepalive = c.seconds("longest_keepalive", m.LongestKeepalive, s.LongestKeepalive)
+	s.Parity = c.number("parity", m.Parity, s.Parity, 1, 100)
 	for _, key := range slices.Sorted(maps.Keys(m.Sysctls)) {
 		s.Sysctls[key] = c.sysctl(key, m.Sysctls[key])
 	}
@@ -163,7 +168,31 @@ func vip(c *checker, m *medwayv1.VIP) VIP {
 	if m.Announcement != nil {
 		v.Announcement = c.announcement(m.Announcement, v.Addresses)
 	}
+	if m.AutomaticSwitchover != nil {
+		v.Automatic = c.automatic(m.AutomaticSwitchover)
+	}
+	if m.Ownership != nil {
+		v.Ownership = Ownership{Preference: c.names("ownership.preference", m.Ownership.Preference), Preempt: m.Ownership.Preempt}
+	}
 	return v
+}
+
+func (c *checker) automatic(m *medwayv1.AutomaticSwitchover) Automatic {
+	a := DefaultAutomatic()
+	a.Enabled = m.Enabled
+	if m.Share != "" {
+		number, percent := strings.CutSuffix(m.Share, "%")
+		n, err := strconv.ParseUint(number, 10, 32)
+		if !percent || err != nil || n < 1 || n > 100 {
+			c.wrong("automatic_switchover.share", m.Share, "a share from 1% to 100%, such as 50%")
+		}
+		a.Share = uint32(n)
+	}
+	// Below one packet a second nothing can be told.
+	a.Floor = float64(c.number("automatic_switchover.packets_per_second", m.PacketsPerSecond, uint32(a.Floor), 1, 1<<31-1))
+	a.For = c.duration("automatic_switchover.for", m.For, a.For, time.Second, time.Hour)
+	a.Settle = c.duration("automatic_switchover.settle", m.Settle, a.Settle, 0, 24*time.Hour)
+	return a
 }
 
 func (c *checker) services(list []*medwayv1.Service) []Service {

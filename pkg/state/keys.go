@@ -8,12 +8,13 @@ import (
 	"strings"
 )
 
-// The prefixes of the layout. Agents watch Prefix; StatusPrefix is read by
+// The prefixes of the layout. Agents watch Prefix; the others are read by
 // people and coordinators only, so that nodes are not flooded with each
 // other's news.
 const (
-	Prefix       = "/medway/v1/"
-	StatusPrefix = "/medway/status/"
+	Prefix        = "/medway/v1/"
+	StatusPrefix  = "/medway/status/"
+	HistoryPrefix = "/medway/history/"
 )
 
 // Kind is the first element of a key below Prefix.
@@ -32,11 +33,17 @@ const (
 	KindAlive    Kind = "alive"
 	KindOwner    Kind = "owners"
 	KindClaim    Kind = "claims"
+	KindEpoch    Kind = "epoch"
+	KindJoined   Kind = "joined"
+	KindDrain    Kind = "node_drains"
+	KindPause    Kind = "pauses"
+	KindPauseAll Kind = "pause"
 )
 
 var names = map[Kind]int{
 	KindSettings: 0, KindLadder: 0, KindVIP: 1, KindPool: 1, KindBackend: 2,
 	KindTarget: 1, KindLock: 1, KindNode: 1, KindAlive: 1, KindOwner: 2, KindClaim: 2,
+	KindEpoch: 0, KindJoined: 1, KindDrain: 1, KindPause: 1, KindPauseAll: 0,
 }
 
 // Key is a key of the layout in its parts: A and B are the names that follow

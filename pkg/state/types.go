@@ -15,6 +15,10 @@ type Settings struct {
 	ResyncInterval time.Duration
 	Timeouts       Timeouts
 	Sysctls        map[string]string
+	// LongestKeepalive is the longest silence of a phone; Parity the percentage of
+	// another node's connections that counts as all.
+	LongestKeepalive time.Duration
+	Parity           uint32
 }
 
 // Sync configures the IPVS sync daemons.
@@ -42,6 +46,23 @@ type VIP struct {
 	Services     []Service
 	Groups       map[string]string // site to group
 	Announcement Announcement
+	Automatic    Automatic
+	Ownership    Ownership
+}
+
+// Automatic is when a backup site becomes the target by itself.
+type Automatic struct {
+	Enabled bool
+	Share   uint32  // percent of the VIP's packets
+	Floor   float64 // packets a second
+	For     time.Duration
+	Settle  time.Duration
+}
+
+// Ownership is which node of a site should own the VIP there.
+type Ownership struct {
+	Preference []string // nodes, most preferred first
+	Preempt    bool
 }
 
 // Announcement is how a VIP's routes are announced.
@@ -139,6 +160,8 @@ type Alive struct {
 	Since       time.Time
 	BootID      string
 	BGPSessions uint32
+	Cold        bool
+	Unable      []string // VIPs that the node can't serve, sorted
 }
 
 // Target is the site that should take a VIP's traffic. Revision is that of
@@ -156,6 +179,22 @@ type Lock struct {
 	By       string
 	// Malformed is true where no value that could be read is known. It locks
 	// all the same.
+	Malformed bool
+}
+
+// Epoch is the word that marks a store since it was restored last. Revision is
+// the mod revision of the key as it stands, for guards.
+type Epoch struct {
+	Word     string // "" where no good value is known
+	Revision int64
+}
+
+// Order is a person's word that stays in force until it is taken back: a drain
+// or a pause.
+type Order struct {
+	Since      time.Time
+	Reason, By string
+	// Malformed is true where no value that could be read is known.
 	Malformed bool
 }
 
@@ -228,7 +267,11 @@ type Snapshot struct {
 	Alive    map[string]Alive
 	Owners   map[OwnerKey]Owner
 	Claims   map[ClaimKey]Claim
-	Faults   []Fault // sorted by key
+	Epoch    Epoch
+	Joined   map[string]string // node to the epoch under which it wrote its claims
+	Drains   map[string]Order  // by node
+	Pauses   map[string]Order  // by VIP; "" is all
+	Faults   []Fault           // sorted by key
 
 	// What a cache adds, to find things fast; nil in a snapshot made by hand.
 	index  *index
@@ -246,7 +289,15 @@ func DefaultSettings() Settings {
 		ResyncInterval: 10 * time.Second,
 		Timeouts:       Timeouts{TCP: 900 * time.Second, TCPFin: 120 * time.Second, UDP: 300 * time.Second},
 		Sysctls:        map[string]string{},
+
+		LongestKeepalive: 300 * time.Second,
+		Parity:           90,
 	}
+}
+
+// DefaultAutomatic holds what a VIP that switches automatically leaves unset.
+func DefaultAutomatic() Automatic {
+	return Automatic{Share: 50, Floor: 200, For: 10 * time.Second, Settle: 60 * time.Second}
 }
 
 // DefaultLadder is in force while the key is absent, field by field.
@@ -255,6 +306,13 @@ func DefaultLadder() Ladder {
 		Force: 50, Step: 5, Active: 100, Unconfirmed: 101,
 		Standby: 110, Backup: 500, SiteStep: 20, LastResort: 900,
 	}
+}
+
+// Paused says whether nothing may be switched automatically for a VIP.
+func (s *Snapshot) Paused(vip string) bool {
+	_, one := s.Pauses[vip]
+	_, all := s.Pauses[""]
+	return one || all
 }
 
 // Owner returns the owner of a VIP inside a site. A key without a lease, or

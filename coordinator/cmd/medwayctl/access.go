@@ -33,8 +33,8 @@ func ours(role string) bool {
 }
 
 // nodeRights are what a node's agent may do: read the intent and what other
-// nodes say, and write what is its own, in its own site. What the automatic
-// switchover will write, target_state and locks, is not among it yet.
+// nodes say, and write what is its own, in its own site, and what an automatic
+// switchover and a restore of etcd need.
 func nodeRights(node, site string) map[store.Range]store.Rights {
 	write := store.Rights{Write: true}
 	one := func(kind state.Kind) store.Range { return store.KeyRange(state.Key{Kind: kind, A: node}.String()) }
@@ -44,7 +44,14 @@ func nodeRights(node, site string) map[store.Range]store.Rights {
 		one(state.KindAlive):            write,
 		store.PrefixRange(state.Key{Kind: state.KindClaim, A: node}.String() + "/"): write,
 		store.PrefixRange(state.Key{Kind: state.KindOwner, A: site}.String() + "/"): write,
-		store.KeyRange(state.StatusPrefix + node):                                   write,
+		one(state.KindJoined): write,
+		store.KeyRange(state.Key{Kind: state.KindEpoch}.String()):           write,
+		store.PrefixRange(state.Key{Kind: state.KindTarget}.String() + "/"): write,
+		store.PrefixRange(state.Key{Kind: state.KindLock}.String() + "/"):   write,
+		store.PrefixRange(state.HistoryPrefix):                              write,
+		// Connections and packets of other nodes are in their statuses.
+		store.PrefixRange(state.StatusPrefix):     {Read: true},
+		store.KeyRange(state.StatusPrefix + node): write,
 	}
 }
 

@@ -65,12 +65,18 @@ var team = people{nodes: map[string]string{"n1": "dc1"}, operators: []string{"al
 func TestChangesFromNothing(t *testing.T) {
 	want := []string{
 		"+ role medway-node-n1",
+		"+ role medway-node-n1: write /medway/history/*",
+		"+ role medway-node-n1: read /medway/status/*",
 		"+ role medway-node-n1: write /medway/status/n1",
 		"+ role medway-node-n1: read /medway/v1/*",
 		"+ role medway-node-n1: write /medway/v1/alive/n1",
 		"+ role medway-node-n1: write /medway/v1/claims/n1/*",
+		"+ role medway-node-n1: write /medway/v1/epoch",
+		"+ role medway-node-n1: write /medway/v1/joined/n1",
+		"+ role medway-node-n1: write /medway/v1/locks/*",
 		"+ role medway-node-n1: write /medway/v1/nodes/n1",
 		"+ role medway-node-n1: write /medway/v1/owners/dc1/*",
+		"+ role medway-node-n1: write /medway/v1/target_state/*",
 		"+ role medway-operator",
 		"+ role medway-operator: readwrite /medway/*",
 		"+ role medway-viewer",
@@ -188,6 +194,7 @@ func TestNodeRightsHaveNoNeighbours(t *testing.T) {
 	rights := nodeRights("dc1-lvs-a", "dc1")
 	for _, key := range []string{
 		"nodes/dc1-lvs-a", "alive/dc1-lvs-a", "claims/dc1-lvs-a/sip-1", "owners/dc1/sip-1",
+		"joined/dc1-lvs-a", "epoch", "target_state/sip-1", "locks/sip-1",
 	} {
 		if !allowed(rights, "/medway/v1/"+key, true) {
 			t.Errorf("may not write %s", key)
@@ -197,19 +204,22 @@ func TestNodeRightsHaveNoNeighbours(t *testing.T) {
 		"nodes/dc1-lvs-ab", "nodes/dc1-lvs-a/x", "nodes/dc1-lvs-", "alive/dc1-lvs-ab", "alive/dc1-lvs-a/x",
 		"claims/dc1-lvs-ab/sip-1", "claims/dc1-lvs-a-b/sip-1", "claims/dc1-lvs-a", "claims/dc1-lvs-a0", "claims/dc2-lvs-a/sip-1",
 		"owners/dc1", "owners/dc10/sip-1", "owners/dc1-b/sip-1", "owners/dc10", "owners/dc2/sip-1",
-		"vips/sip-1", "pools/sbc", "backends/sbc/b1", "drains/sbc/b1", "settings", "ladder", "epoch", "target_state/sip-1", "locks/sip-1",
+		"vips/sip-1", "pools/sbc", "backends/sbc/b1", "drains/sbc/b1", "settings", "ladder", "joined/dc1-lvs-ab", "epoch/x", "node_drains/dc1-lvs-a", "pauses/sip-1", "pause",
 	} {
 		if allowed(rights, "/medway/v1/"+key, true) {
 			t.Errorf("may write %s", key)
 		}
 	}
-	for _, key := range []string{"/medway/status/dc1-lvs-ab", "/medway/history/sip-1/1", "/medway/", "/", "a", "/medway/v2/nodes/dc1-lvs-a"} {
+	for _, key := range []string{"/medway/", "/", "a", "/medway/v2/nodes/dc1-lvs-a"} {
 		if allowed(rights, key, true) || allowed(rights, key, false) {
 			t.Errorf("may reach %s", key)
 		}
 	}
-	if !allowed(rights, "/medway/v1/vips/sip-1", false) || allowed(rights, "/medway/status/dc1-lvs-a", false) {
-		t.Error("reads other than /medway/v1/")
+	if allowed(rights, "/medway/status/dc1-lvs-ab", true) || allowed(rights, "/medway/history/sip-1/1", false) {
+		t.Error("writes another node's status, or reads history")
+	}
+	if !allowed(rights, "/medway/v1/vips/sip-1", false) || !allowed(rights, "/medway/status/dc1-lvs-ab", false) {
+		t.Error("does not read /medway/v1/ and /medway/status/")
 	}
 }
 

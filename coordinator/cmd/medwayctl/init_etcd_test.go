@@ -91,7 +91,7 @@ func TestInitEtcd(t *testing.T) {
 	}
 
 	out, err = do("root", setUp...)
-	if err != nil || !strings.HasSuffix(out, "29 changes made\n") {
+	if err != nil || !strings.HasSuffix(out, "41 changes made\n") {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	full := access()

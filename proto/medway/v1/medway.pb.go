@@ -51,7 +51,13 @@ type Settings struct {
 	Timeouts       *Timeouts `protobuf:"bytes,5,opt,name=timeouts,proto3" json:"timeouts,omitempty"`
 	// Kernel parameters that replace or extend the agent's own, in the form of
 	// sysctl(8).
-	Sysctls       map[string]string `protobuf:"bytes,6,rep,name=sysctls,proto3" json:"sysctls,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Sysctls map[string]string `protobuf:"bytes,6,rep,name=sysctls,proto3" json:"sysctls,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// The longest silence of a phone: how often it sends something at least. A node
+	// whose connection table was lost counts as caught up after it. Default 300s.
+	LongestKeepalive string `protobuf:"bytes,7,opt,name=longest_keepalive,json=longestKeepalive,proto3" json:"longest_keepalive,omitempty"`
+	// The share of a warm node's connections, in percent, that a node must know to
+	// count as caught up earlier. 1 to 100, default 90.
+	Parity        *uint32 `protobuf:"varint,8,opt,name=parity,proto3,oneof" json:"parity,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -126,6 +132,20 @@ func (x *Settings) GetSysctls() map[string]string {
 		return x.Sysctls
 	}
 	return nil
+}
+
+func (x *Settings) GetLongestKeepalive() string {
+	if x != nil {
+		return x.LongestKeepalive
+	}
+	return ""
+}
+
+func (x *Settings) GetParity() uint32 {
+	if x != nil && x.Parity != nil {
+		return *x.Parity
+	}
+	return 0
 }
 
 // Sync configures the IPVS sync daemons; equal on all nodes of a sync domain.
@@ -384,10 +404,12 @@ type VIP struct {
 	Addresses []string               `protobuf:"bytes,1,rep,name=addresses,proto3" json:"addresses,omitempty"`
 	Services  []*Service             `protobuf:"bytes,2,rep,name=services,proto3" json:"services,omitempty"`
 	// Site to the group of nodes that serve the VIP there.
-	Groups        map[string]string `protobuf:"bytes,3,rep,name=groups,proto3" json:"groups,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Announcement  *Announcement     `protobuf:"bytes,4,opt,name=announcement,proto3" json:"announcement,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Groups              map[string]string    `protobuf:"bytes,3,rep,name=groups,proto3" json:"groups,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Announcement        *Announcement        `protobuf:"bytes,4,opt,name=announcement,proto3" json:"announcement,omitempty"`
+	AutomaticSwitchover *AutomaticSwitchover `protobuf:"bytes,5,opt,name=automatic_switchover,json=automaticSwitchover,proto3" json:"automatic_switchover,omitempty"`
+	Ownership           *Ownership           `protobuf:"bytes,6,opt,name=ownership,proto3" json:"ownership,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *VIP) Reset() {
@@ -448,6 +470,160 @@ func (x *VIP) GetAnnouncement() *Announcement {
 	return nil
 }
 
+func (x *VIP) GetAutomaticSwitchover() *AutomaticSwitchover {
+	if x != nil {
+		return x.AutomaticSwitchover
+	}
+	return nil
+}
+
+func (x *VIP) GetOwnership() *Ownership {
+	if x != nil {
+		return x.Ownership
+	}
+	return nil
+}
+
+// AutomaticSwitchover makes a backup site the target by itself, once, when the
+// VIP's traffic comes there.
+type AutomaticSwitchover struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Enabled bool                   `protobuf:"varint,1,opt,name=enabled,proto3" json:"enabled,omitempty"`
+	// The share of the VIP's packets of established connections that the site's
+	// nodes must carry: "1%" to "100%", default "50%".
+	Share string `protobuf:"bytes,2,opt,name=share,proto3" json:"share,omitempty"`
+	// And how many of them a second, 1 at least. Default 200.
+	PacketsPerSecond *uint32 `protobuf:"varint,3,opt,name=packets_per_second,json=packetsPerSecond,proto3,oneof" json:"packets_per_second,omitempty"`
+	// For how long both must hold. Default 10s.
+	For string `protobuf:"bytes,4,opt,name=for,proto3" json:"for,omitempty"`
+	// How long after a change of the target, the removal of a lock or an agent's
+	// start nothing is switched. Default 60s.
+	Settle        string `protobuf:"bytes,5,opt,name=settle,proto3" json:"settle,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AutomaticSwitchover) Reset() {
+	*x = AutomaticSwitchover{}
+	mi := &file_medway_v1_medway_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AutomaticSwitchover) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AutomaticSwitchover) ProtoMessage() {}
+
+func (x *AutomaticSwitchover) ProtoReflect() protoreflect.Message {
+	mi := &file_medway_v1_medway_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AutomaticSwitchover.ProtoReflect.Descriptor instead.
+func (*AutomaticSwitchover) Descriptor() ([]byte, []int) {
+	return file_medway_v1_medway_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *AutomaticSwitchover) GetEnabled() bool {
+	if x != nil {
+		return x.Enabled
+	}
+	return false
+}
+
+func (x *AutomaticSwitchover) GetShare() string {
+	if x != nil {
+		return x.Share
+	}
+	return ""
+}
+
+func (x *AutomaticSwitchover) GetPacketsPerSecond() uint32 {
+	if x != nil && x.PacketsPerSecond != nil {
+		return *x.PacketsPerSecond
+	}
+	return 0
+}
+
+func (x *AutomaticSwitchover) GetFor() string {
+	if x != nil {
+		return x.For
+	}
+	return ""
+}
+
+func (x *AutomaticSwitchover) GetSettle() string {
+	if x != nil {
+		return x.Settle
+	}
+	return ""
+}
+
+// Ownership says which node of a site should answer for the VIP there.
+type Ownership struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Nodes, most preferred first; those that are not named follow.
+	Preference []string `protobuf:"bytes,1,rep,name=preference,proto3" json:"preference,omitempty"`
+	// An owner gives way to a more preferred node that can serve. Off by default:
+	// whoever owns the VIP keeps it.
+	Preempt       bool `protobuf:"varint,2,opt,name=preempt,proto3" json:"preempt,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Ownership) Reset() {
+	*x = Ownership{}
+	mi := &file_medway_v1_medway_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Ownership) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Ownership) ProtoMessage() {}
+
+func (x *Ownership) ProtoReflect() protoreflect.Message {
+	mi := &file_medway_v1_medway_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Ownership.ProtoReflect.Descriptor instead.
+func (*Ownership) Descriptor() ([]byte, []int) {
+	return file_medway_v1_medway_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Ownership) GetPreference() []string {
+	if x != nil {
+		return x.Preference
+	}
+	return nil
+}
+
+func (x *Ownership) GetPreempt() bool {
+	if x != nil {
+		return x.Preempt
+	}
+	return false
+}
+
 // Service is a virtual service of a VIP.
 type Service struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -477,7 +653,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_medway_v1_medway_proto_msgTypes[5]
+	mi := &file_medway_v1_medway_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -489,7 +665,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_medway_v1_medway_proto_msgTypes[5]
+	mi := &file_medway_v1_medway_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -502,7 +678,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_medway_v1_medway_proto_rawDescGZIP(), []int{5}
+	return file_medway_v1_medway_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Service) GetProtocol() string {
@@ -577,7 +753,7 @@ type Announcement struct {
 
 func (x *Announcement) Reset() {
 	*x = Announcement{}
-	mi := &file_medway_v1_medway_proto_msgTypes[6]
+	mi := &file_medway_v1_medway_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -589,7 +765,7 @@ func (x *Announcement) String() string {
 func (*Announcement) ProtoMessage() {}
 
 func (x *Announcement) ProtoReflect() protoreflect.Message {
-	mi := &file_medway_v1_medway_proto_msgTypes[6]
+	mi := &file_medway_v1_medway_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -602,7 +778,7 @@ func (x *Announcement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Announcement.ProtoReflect.Descriptor instead.
 func (*Announcement) Descriptor() ([]byte, []int) {
-	return file_medway_v1_medway_proto_rawDescGZIP(), []int{6}
+	return file_medway_v1_medway_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Announcement) GetCommunities() []string {
@@ -645,7 +821,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_medway_v1_medway_proto_msgTypes[7]
+	mi := &file_medway_v1_medway_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -657,7 +833,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_medway_v1_medway_proto_msgTypes[7]
+	mi := &file_medway_v1_medway_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -670,7 +846,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_medway_v1_medway_proto_rawDescGZIP(), []int{7}
+	return file_medway_v1_medway_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Route) GetCommunities() []string {
@@ -703,7 +879,7 @@ type Pool struct {
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_medway_v1_medway_proto_msgTypes[8]
+	mi := &file_medway_v1_medway_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -715,7 +891,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_medway_v1_medway_proto_msgTypes[8]
+	mi := &file_medway_v1_medway_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -728,7 +904,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_medway_v1_medway_proto_rawDescGZIP(), []int{8}
+	return file_medway_v1_medway_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Pool) GetScheduler() string {
@@ -763,7 +939,7 @@ type Weights struct {
 
 func (x *Weights) Reset() {
 	*x = Weights{}
-	mi := &file_medway_v1_medway_proto_msgTypes[9]
+	mi := &file_medway_v1_medway_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -775,7 +951,7 @@ func (x *Weights) String() string {
 func (*Weights) ProtoMessage() {}
 
 func (x *Weights) ProtoReflect() protoreflect.Message {
-	mi := &file_medway_v1_medway_proto_msgTypes[9]
+	mi := &file_medway_v1_medway_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -788,7 +964,7 @@ func (x *Weights) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Weights.ProtoReflect.Descriptor instead.
 func (*Weights) Descriptor() ([]byte, []int) {
-	return file_medway_v1_medway_proto_rawDescGZIP(), []int{9}
+	return file_medway_v1_medway_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Weights) GetLocal() uint32 {
@@ -816,7 +992,7 @@ type Thresholds struct {
 
 func (x *Thresholds) Reset() {
 	*x = Thresholds{}
-	mi := &file_medway_v1_medway_proto_msgTypes[10]
+	mi := &file_medway_v1_medway_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -828,7 +1004,7 @@ func (x *Thresholds) String() string {
 func (*Thresholds) ProtoMessage() {}
 
 func (x *Thresholds) ProtoReflect() protoreflect.Message {
-	mi := &file_medway_v1_medway_proto_msgTypes[10]
+	mi := &file_medway_v1_medway_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -841,7 +1017,7 @@ func (x *Thresholds) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Thresholds.ProtoReflect.Descriptor instead.
 func (*Thresholds) Descriptor() ([]byte, []int) {
-	return file_medway_v1_medway_proto_rawDescGZIP(), []int{10}
+	return file_medway_v1_medway_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Thresholds) GetUpper() uint32 {
@@ -872,7 +1048,7 @@ type Backend struct {
 
 func (x *Backend) Reset() {
 	*x = Backend{}
-	mi := &file_medway_v1_medway_proto_msgTypes[11]
+	mi := &file_medway_v1_medway_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -884,7 +1060,7 @@ func (x *Backend) String() string {
 func (*Backend) ProtoMessage() {}
 
 func (x *Backend) ProtoReflect() protoreflect.Message {
-	mi := &file_medway_v1_medway_proto_msgTypes[11]
+	mi := &file_medway_v1_medway_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -897,7 +1073,7 @@ func (x *Backend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Backend.ProtoReflect.Descriptor instead.
 func (*Backend) Descriptor() ([]byte, []int) {
-	return file_medway_v1_medway_proto_rawDescGZIP(), []int{11}
+	return file_medway_v1_medway_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Backend) GetSite() string {
@@ -943,7 +1119,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_medway_v1_medway_proto_msgTypes[12]
+	mi := &file_medway_v1_medway_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -955,7 +1131,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_medway_v1_medway_proto_msgTypes[12]
+	mi := &file_medway_v1_medway_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -968,7 +1144,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_medway_v1_medway_proto_rawDescGZIP(), []int{12}
+	return file_medway_v1_medway_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Node) GetMachineId() string {
@@ -1029,17 +1205,21 @@ func (x *Node) GetSchema() uint32 {
 
 // Alive is stored under /medway/v1/alive/<node>, bound to the node's lease.
 type Alive struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Since         string                 `protobuf:"bytes,1,opt,name=since,proto3" json:"since,omitempty"` // RFC 3339
-	BootId        string                 `protobuf:"bytes,2,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
-	BgpSessions   uint32                 `protobuf:"varint,3,opt,name=bgp_sessions,json=bgpSessions,proto3" json:"bgp_sessions,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Since       string                 `protobuf:"bytes,1,opt,name=since,proto3" json:"since,omitempty"` // RFC 3339
+	BootId      string                 `protobuf:"bytes,2,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	BgpSessions uint32                 `protobuf:"varint,3,opt,name=bgp_sessions,json=bgpSessions,proto3" json:"bgp_sessions,omitempty"`
+	// The node's connection table was lost, and has not caught up.
+	Cold bool `protobuf:"varint,4,opt,name=cold,proto3" json:"cold,omitempty"`
+	// VIPs that the node can't serve, though they are its own.
+	Unable        []string `protobuf:"bytes,5,rep,name=unable,proto3" json:"unable,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Alive) Reset() {
 	*x = Alive{}
-	mi := &file_medway_v1_medway_proto_msgTypes[13]
+	mi := &file_medway_v1_medway_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1051,7 +1231,7 @@ func (x *Alive) String() string {
 func (*Alive) ProtoMessage() {}
 
 func (x *Alive) ProtoReflect() protoreflect.Message {
-	mi := &file_medway_v1_medway_proto_msgTypes[13]
+	mi := &file_medway_v1_medway_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1064,7 +1244,7 @@ func (x *Alive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alive.ProtoReflect.Descriptor instead.
 func (*Alive) Descriptor() ([]byte, []int) {
-	return file_medway_v1_medway_proto_rawDescGZIP(), []int{13}
+	return file_medway_v1_medway_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Alive) GetSince() string {
@@ -1088,6 +1268,20 @@ func (x *Alive) GetBgpSessions() uint32 {
 	return 0
 }
 
+func (x *Alive) GetCold() bool {
+	if x != nil {
+		return x.Cold
+	}
+	return false
+}
+
+func (x *Alive) GetUnable() []string {
+	if x != nil {
+		return x.Unable
+	}
+	return nil
+}
+
 // Owner is stored under /medway/v1/owners/<site>/<vip>, bound to the lease of
 // the node that answers for the VIP inside its site.
 type Owner struct {
@@ -1099,7 +1293,7 @@ type Owner struct {
 
 func (x *Owner) Reset() {
 	*x = Owner{}
-	mi := &file_medway_v1_medway_proto_msgTypes[14]
+	mi := &file_medway_v1_medway_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1111,7 +1305,7 @@ func (x *Owner) String() string {
 func (*Owner) ProtoMessage() {}
 
 func (x *Owner) ProtoReflect() protoreflect.Message {
-	mi := &file_medway_v1_medway_proto_msgTypes[14]
+	mi := &file_medway_v1_medway_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1124,7 +1318,7 @@ func (x *Owner) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Owner.ProtoReflect.Descriptor instead.
 func (*Owner) Descriptor() ([]byte, []int) {
-	return file_medway_v1_medway_proto_rawDescGZIP(), []int{14}
+	return file_medway_v1_medway_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Owner) GetNode() string {
@@ -1146,7 +1340,7 @@ type Claim struct {
 
 func (x *Claim) Reset() {
 	*x = Claim{}
-	mi := &file_medway_v1_medway_proto_msgTypes[15]
+	mi := &file_medway_v1_medway_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1158,7 +1352,7 @@ func (x *Claim) String() string {
 func (*Claim) ProtoMessage() {}
 
 func (x *Claim) ProtoReflect() protoreflect.Message {
-	mi := &file_medway_v1_medway_proto_msgTypes[15]
+	mi := &file_medway_v1_medway_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1171,7 +1365,7 @@ func (x *Claim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Claim.ProtoReflect.Descriptor instead.
 func (*Claim) Descriptor() ([]byte, []int) {
-	return file_medway_v1_medway_proto_rawDescGZIP(), []int{15}
+	return file_medway_v1_medway_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Claim) GetMed() string {
@@ -1198,7 +1392,7 @@ type Lock struct {
 
 func (x *Lock) Reset() {
 	*x = Lock{}
-	mi := &file_medway_v1_medway_proto_msgTypes[16]
+	mi := &file_medway_v1_medway_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1210,7 +1404,7 @@ func (x *Lock) String() string {
 func (*Lock) ProtoMessage() {}
 
 func (x *Lock) ProtoReflect() protoreflect.Message {
-	mi := &file_medway_v1_medway_proto_msgTypes[16]
+	mi := &file_medway_v1_medway_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1223,7 +1417,7 @@ func (x *Lock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lock.ProtoReflect.Descriptor instead.
 func (*Lock) Descriptor() ([]byte, []int) {
-	return file_medway_v1_medway_proto_rawDescGZIP(), []int{16}
+	return file_medway_v1_medway_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Lock) GetSince() string {
@@ -1261,6 +1455,219 @@ func (x *Lock) GetBy() string {
 	return ""
 }
 
+// Drain is stored under /medway/v1/node_drains/<node>: the node gives its VIPs
+// to other nodes and then announces nothing, until the key is deleted.
+type Drain struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Since         string                 `protobuf:"bytes,1,opt,name=since,proto3" json:"since,omitempty"` // RFC 3339; required
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	By            string                 `protobuf:"bytes,3,opt,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Drain) Reset() {
+	*x = Drain{}
+	mi := &file_medway_v1_medway_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Drain) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Drain) ProtoMessage() {}
+
+func (x *Drain) ProtoReflect() protoreflect.Message {
+	mi := &file_medway_v1_medway_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Drain.ProtoReflect.Descriptor instead.
+func (*Drain) Descriptor() ([]byte, []int) {
+	return file_medway_v1_medway_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Drain) GetSince() string {
+	if x != nil {
+		return x.Since
+	}
+	return ""
+}
+
+func (x *Drain) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Drain) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+// Pause is stored under /medway/v1/pauses/<vip>, or under /medway/v1/pause for
+// all VIPs: nothing is switched automatically until the key is deleted. A value
+// that can't be read pauses too.
+type Pause struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Since         string                 `protobuf:"bytes,1,opt,name=since,proto3" json:"since,omitempty"` // RFC 3339; required
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	By            string                 `protobuf:"bytes,3,opt,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Pause) Reset() {
+	*x = Pause{}
+	mi := &file_medway_v1_medway_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Pause) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Pause) ProtoMessage() {}
+
+func (x *Pause) ProtoReflect() protoreflect.Message {
+	mi := &file_medway_v1_medway_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Pause.ProtoReflect.Descriptor instead.
+func (*Pause) Descriptor() ([]byte, []int) {
+	return file_medway_v1_medway_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *Pause) GetSince() string {
+	if x != nil {
+		return x.Since
+	}
+	return ""
+}
+
+func (x *Pause) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Pause) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+// Event is stored under /medway/history/<vip>/<time>: what was done to a VIP.
+type Event struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	At    string                 `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"` // RFC 3339 with nanoseconds
+	// "automatic switchover", "unlock", "forget" and the like.
+	What string `protobuf:"bytes,2,opt,name=what,proto3" json:"what,omitempty"`
+	// The node or the person that did it.
+	By string `protobuf:"bytes,3,opt,name=by,proto3" json:"by,omitempty"`
+	// Sites.
+	From          string `protobuf:"bytes,4,opt,name=from,proto3" json:"from,omitempty"`
+	To            string `protobuf:"bytes,5,opt,name=to,proto3" json:"to,omitempty"`
+	Reason        string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Event) Reset() {
+	*x = Event{}
+	mi := &file_medway_v1_medway_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Event) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Event) ProtoMessage() {}
+
+func (x *Event) ProtoReflect() protoreflect.Message {
+	mi := &file_medway_v1_medway_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Event.ProtoReflect.Descriptor instead.
+func (*Event) Descriptor() ([]byte, []int) {
+	return file_medway_v1_medway_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *Event) GetAt() string {
+	if x != nil {
+		return x.At
+	}
+	return ""
+}
+
+func (x *Event) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *Event) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *Event) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *Event) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *Event) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 // Status is stored under /medway/status/<node>: what a node does, for people.
 type Status struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -1284,7 +1691,7 @@ type Status struct {
 
 func (x *Status) Reset() {
 	*x = Status{}
-	mi := &file_medway_v1_medway_proto_msgTypes[17]
+	mi := &file_medway_v1_medway_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1296,7 +1703,7 @@ func (x *Status) String() string {
 func (*Status) ProtoMessage() {}
 
 func (x *Status) ProtoReflect() protoreflect.Message {
-	mi := &file_medway_v1_medway_proto_msgTypes[17]
+	mi := &file_medway_v1_medway_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1309,7 +1716,7 @@ func (x *Status) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Status.ProtoReflect.Descriptor instead.
 func (*Status) Descriptor() ([]byte, []int) {
-	return file_medway_v1_medway_proto_rawDescGZIP(), []int{17}
+	return file_medway_v1_medway_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Status) GetNode() string {
@@ -1397,7 +1804,7 @@ type Drift struct {
 
 func (x *Drift) Reset() {
 	*x = Drift{}
-	mi := &file_medway_v1_medway_proto_msgTypes[18]
+	mi := &file_medway_v1_medway_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1409,7 +1816,7 @@ func (x *Drift) String() string {
 func (*Drift) ProtoMessage() {}
 
 func (x *Drift) ProtoReflect() protoreflect.Message {
-	mi := &file_medway_v1_medway_proto_msgTypes[18]
+	mi := &file_medway_v1_medway_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1422,7 +1829,7 @@ func (x *Drift) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drift.ProtoReflect.Descriptor instead.
 func (*Drift) Descriptor() ([]byte, []int) {
-	return file_medway_v1_medway_proto_rawDescGZIP(), []int{18}
+	return file_medway_v1_medway_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Drift) GetMended() uint64 {
@@ -1459,13 +1866,16 @@ type VIPStatus struct {
 	Reason              string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
 	ActiveConnections   uint64 `protobuf:"varint,7,opt,name=active_connections,json=activeConnections,proto3" json:"active_connections,omitempty"`
 	InactiveConnections uint64 `protobuf:"varint,8,opt,name=inactive_connections,json=inactiveConnections,proto3" json:"inactive_connections,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// Packets a second of connections that were established before, not counting
+	// what opens new ones.
+	PacketsPerSecond uint64 `protobuf:"varint,9,opt,name=packets_per_second,json=packetsPerSecond,proto3" json:"packets_per_second,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *VIPStatus) Reset() {
 	*x = VIPStatus{}
-	mi := &file_medway_v1_medway_proto_msgTypes[19]
+	mi := &file_medway_v1_medway_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1477,7 +1887,7 @@ func (x *VIPStatus) String() string {
 func (*VIPStatus) ProtoMessage() {}
 
 func (x *VIPStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_medway_v1_medway_proto_msgTypes[19]
+	mi := &file_medway_v1_medway_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1490,7 +1900,7 @@ func (x *VIPStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VIPStatus.ProtoReflect.Descriptor instead.
 func (*VIPStatus) Descriptor() ([]byte, []int) {
-	return file_medway_v1_medway_proto_rawDescGZIP(), []int{19}
+	return file_medway_v1_medway_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *VIPStatus) GetVip() string {
@@ -1549,6 +1959,13 @@ func (x *VIPStatus) GetInactiveConnections() uint64 {
 	return 0
 }
 
+func (x *VIPStatus) GetPacketsPerSecond() uint64 {
+	if x != nil {
+		return x.PacketsPerSecond
+	}
+	return 0
+}
+
 // Session is a BGP session of a node.
 type Session struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1562,7 +1979,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_medway_v1_medway_proto_msgTypes[20]
+	mi := &file_medway_v1_medway_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1574,7 +1991,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_medway_v1_medway_proto_msgTypes[20]
+	mi := &file_medway_v1_medway_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1587,7 +2004,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_medway_v1_medway_proto_rawDescGZIP(), []int{20}
+	return file_medway_v1_medway_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Session) GetNeighbor() string {
@@ -1629,7 +2046,7 @@ type Fault struct {
 
 func (x *Fault) Reset() {
 	*x = Fault{}
-	mi := &file_medway_v1_medway_proto_msgTypes[21]
+	mi := &file_medway_v1_medway_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1641,7 +2058,7 @@ func (x *Fault) String() string {
 func (*Fault) ProtoMessage() {}
 
 func (x *Fault) ProtoReflect() protoreflect.Message {
-	mi := &file_medway_v1_medway_proto_msgTypes[21]
+	mi := &file_medway_v1_medway_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1654,7 +2071,7 @@ func (x *Fault) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fault.ProtoReflect.Descriptor instead.
 func (*Fault) Descriptor() ([]byte, []int) {
-	return file_medway_v1_medway_proto_rawDescGZIP(), []int{21}
+	return file_medway_v1_medway_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Fault) GetSubject() string {
@@ -1695,17 +2112,20 @@ var File_medway_v1_medway_proto protoreflect.FileDescriptor
 
 const file_medway_v1_medway_proto_rawDesc = "" +
 	"\n" +
-	"\x16medway/v1/medway.proto\x12\tmedway.v1\x1a google/protobuf/descriptor.proto\"\xc2\x02\n" +
+	"\x16medway/v1/medway.proto\x12\tmedway.v1\x1a google/protobuf/descriptor.proto\"\xa3\x03\n" +
 	"\bSettings\x12#\n" +
 	"\x04sync\x18\x01 \x01(\v2\x0f.medway.v1.SyncR\x04sync\x12'\n" +
 	"\x0fnormalise_after\x18\x02 \x01(\tR\x0enormaliseAfter\x12\x16\n" +
 	"\x06settle\x18\x03 \x01(\tR\x06settle\x12'\n" +
 	"\x0fresync_interval\x18\x04 \x01(\tR\x0eresyncInterval\x12/\n" +
 	"\btimeouts\x18\x05 \x01(\v2\x13.medway.v1.TimeoutsR\btimeouts\x12:\n" +
-	"\asysctls\x18\x06 \x03(\v2 .medway.v1.Settings.SysctlsEntryR\asysctls\x1a:\n" +
+	"\asysctls\x18\x06 \x03(\v2 .medway.v1.Settings.SysctlsEntryR\asysctls\x121\n" +
+	"\x11longest_keepalive\x18\a \x01(\tB\x04\xe8\xb8\x19\x03R\x10longestKeepalive\x12!\n" +
+	"\x06parity\x18\b \x01(\rB\x04\xe8\xb8\x19\x03H\x00R\x06parity\x88\x01\x01\x1a:\n" +
 	"\fSysctlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc0\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\t\n" +
+	"\a_parity\"\xc0\x01\n" +
 	"\x04Sync\x12\x13\n" +
 	"\x02id\x18\x01 \x01(\rH\x00R\x02id\x88\x01\x01\x12\x14\n" +
 	"\x05group\x18\x02 \x01(\tR\x05group\x12\x17\n" +
@@ -1741,15 +2161,29 @@ const file_medway_v1_medway_proto_rawDesc = "" +
 	"\a_backupB\f\n" +
 	"\n" +
 	"_site_stepB\x0e\n" +
-	"\f_last_resort\"\xff\x01\n" +
+	"\f_last_resort\"\x92\x03\n" +
 	"\x03VIP\x12\x1c\n" +
 	"\taddresses\x18\x01 \x03(\tR\taddresses\x12.\n" +
 	"\bservices\x18\x02 \x03(\v2\x12.medway.v1.ServiceR\bservices\x122\n" +
 	"\x06groups\x18\x03 \x03(\v2\x1a.medway.v1.VIP.GroupsEntryR\x06groups\x12;\n" +
-	"\fannouncement\x18\x04 \x01(\v2\x17.medway.v1.AnnouncementR\fannouncement\x1a9\n" +
+	"\fannouncement\x18\x04 \x01(\v2\x17.medway.v1.AnnouncementR\fannouncement\x12W\n" +
+	"\x14automatic_switchover\x18\x05 \x01(\v2\x1e.medway.v1.AutomaticSwitchoverB\x04\xe8\xb8\x19\x03R\x13automaticSwitchover\x128\n" +
+	"\townership\x18\x06 \x01(\v2\x14.medway.v1.OwnershipB\x04\xe8\xb8\x19\x03R\townership\x1a9\n" +
 	"\vGroupsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xed\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb9\x01\n" +
+	"\x13AutomaticSwitchover\x12\x18\n" +
+	"\aenabled\x18\x01 \x01(\bR\aenabled\x12\x14\n" +
+	"\x05share\x18\x02 \x01(\tR\x05share\x121\n" +
+	"\x12packets_per_second\x18\x03 \x01(\rH\x00R\x10packetsPerSecond\x88\x01\x01\x12\x10\n" +
+	"\x03for\x18\x04 \x01(\tR\x03for\x12\x16\n" +
+	"\x06settle\x18\x05 \x01(\tR\x06settleB\x15\n" +
+	"\x13_packets_per_second\"E\n" +
+	"\tOwnership\x12\x1e\n" +
+	"\n" +
+	"preference\x18\x01 \x03(\tR\n" +
+	"preference\x12\x18\n" +
+	"\apreempt\x18\x02 \x01(\bR\apreempt\"\xed\x01\n" +
 	"\aService\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\tR\bprotocol\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x12\n" +
@@ -1799,11 +2233,13 @@ const file_medway_v1_medway_proto_rawDesc = "" +
 	"\fsync_address\x18\x05 \x01(\tR\vsyncAddress\x12\x18\n" +
 	"\aversion\x18\x06 \x01(\tR\aversion\x12\x18\n" +
 	"\x04ipv6\x18\a \x01(\tB\x04\xe8\xb8\x19\x02R\x04ipv6\x12\x16\n" +
-	"\x06schema\x18\b \x01(\rR\x06schema\"Y\n" +
+	"\x06schema\x18\b \x01(\rR\x06schema\"\x91\x01\n" +
 	"\x05Alive\x12\x14\n" +
 	"\x05since\x18\x01 \x01(\tR\x05since\x12\x17\n" +
 	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x12!\n" +
-	"\fbgp_sessions\x18\x03 \x01(\rR\vbgpSessions\"\x1b\n" +
+	"\fbgp_sessions\x18\x03 \x01(\rR\vbgpSessions\x12\x18\n" +
+	"\x04cold\x18\x04 \x01(\bB\x04\xe8\xb8\x19\x03R\x04cold\x12\x1c\n" +
+	"\x06unable\x18\x05 \x03(\tB\x04\xe8\xb8\x19\x03R\x06unable\"\x1b\n" +
 	"\x05Owner\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\"\x19\n" +
 	"\x05Claim\x12\x10\n" +
@@ -1813,7 +2249,22 @@ const file_medway_v1_medway_proto_rawDesc = "" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x12\n" +
 	"\x04from\x18\x03 \x01(\tR\x04from\x12\x0e\n" +
 	"\x02to\x18\x04 \x01(\tR\x02to\x12\x0e\n" +
-	"\x02by\x18\x05 \x01(\tR\x02by\"\xc9\x02\n" +
+	"\x02by\x18\x05 \x01(\tR\x02by\"E\n" +
+	"\x05Drain\x12\x14\n" +
+	"\x05since\x18\x01 \x01(\tR\x05since\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x0e\n" +
+	"\x02by\x18\x03 \x01(\tR\x02by\"E\n" +
+	"\x05Pause\x12\x14\n" +
+	"\x05since\x18\x01 \x01(\tR\x05since\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x0e\n" +
+	"\x02by\x18\x03 \x01(\tR\x02by\"w\n" +
+	"\x05Event\x12\x0e\n" +
+	"\x02at\x18\x01 \x01(\tR\x02at\x12\x12\n" +
+	"\x04what\x18\x02 \x01(\tR\x04what\x12\x0e\n" +
+	"\x02by\x18\x03 \x01(\tR\x02by\x12\x12\n" +
+	"\x04from\x18\x04 \x01(\tR\x04from\x12\x0e\n" +
+	"\x02to\x18\x05 \x01(\tR\x02to\x12\x16\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\"\xc9\x02\n" +
 	"\x06Status\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
 	"\x04site\x18\x02 \x01(\tR\x04site\x12\x18\n" +
@@ -1829,7 +2280,7 @@ const file_medway_v1_medway_proto_rawDesc = "" +
 	"\x05Drift\x12\x16\n" +
 	"\x06mended\x18\x01 \x01(\x04R\x06mended\x12\x12\n" +
 	"\x04last\x18\x02 \x03(\tR\x04last\x12\x0e\n" +
-	"\x02at\x18\x03 \x01(\tR\x02at\"\xf8\x01\n" +
+	"\x02at\x18\x03 \x01(\tR\x02at\"\xa6\x02\n" +
 	"\tVIPStatus\x12\x10\n" +
 	"\x03vip\x18\x01 \x01(\tR\x03vip\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x15\n" +
@@ -1838,7 +2289,8 @@ const file_medway_v1_medway_proto_rawDesc = "" +
 	"\x06target\x18\x05 \x01(\tR\x06target\x12\x16\n" +
 	"\x06reason\x18\x06 \x01(\tR\x06reason\x12-\n" +
 	"\x12active_connections\x18\a \x01(\x04R\x11activeConnections\x121\n" +
-	"\x14inactive_connections\x18\b \x01(\x04R\x13inactiveConnectionsB\x06\n" +
+	"\x14inactive_connections\x18\b \x01(\x04R\x13inactiveConnections\x12,\n" +
+	"\x12packets_per_second\x18\t \x01(\x04R\x10packetsPerSecondB\x06\n" +
 	"\x04_med\"s\n" +
 	"\aSession\x12\x1a\n" +
 	"\bneighbor\x18\x01 \x01(\tR\bneighbor\x12 \n" +
@@ -1862,57 +2314,64 @@ func file_medway_v1_medway_proto_rawDescGZIP() []byte {
 	return file_medway_v1_medway_proto_rawDescData
 }
 
-var file_medway_v1_medway_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_medway_v1_medway_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_medway_v1_medway_proto_goTypes = []any{
 	(*Settings)(nil),                  // 0: medway.v1.Settings
 	(*Sync)(nil),                      // 1: medway.v1.Sync
 	(*Timeouts)(nil),                  // 2: medway.v1.Timeouts
 	(*Ladder)(nil),                    // 3: medway.v1.Ladder
 	(*VIP)(nil),                       // 4: medway.v1.VIP
-	(*Service)(nil),                   // 5: medway.v1.Service
-	(*Announcement)(nil),              // 6: medway.v1.Announcement
-	(*Route)(nil),                     // 7: medway.v1.Route
-	(*Pool)(nil),                      // 8: medway.v1.Pool
-	(*Weights)(nil),                   // 9: medway.v1.Weights
-	(*Thresholds)(nil),                // 10: medway.v1.Thresholds
-	(*Backend)(nil),                   // 11: medway.v1.Backend
-	(*Node)(nil),                      // 12: medway.v1.Node
-	(*Alive)(nil),                     // 13: medway.v1.Alive
-	(*Owner)(nil),                     // 14: medway.v1.Owner
-	(*Claim)(nil),                     // 15: medway.v1.Claim
-	(*Lock)(nil),                      // 16: medway.v1.Lock
-	(*Status)(nil),                    // 17: medway.v1.Status
-	(*Drift)(nil),                     // 18: medway.v1.Drift
-	(*VIPStatus)(nil),                 // 19: medway.v1.VIPStatus
-	(*Session)(nil),                   // 20: medway.v1.Session
-	(*Fault)(nil),                     // 21: medway.v1.Fault
-	nil,                               // 22: medway.v1.Settings.SysctlsEntry
-	nil,                               // 23: medway.v1.VIP.GroupsEntry
-	nil,                               // 24: medway.v1.Announcement.RolesEntry
-	(*descriptorpb.FieldOptions)(nil), // 25: google.protobuf.FieldOptions
+	(*AutomaticSwitchover)(nil),       // 5: medway.v1.AutomaticSwitchover
+	(*Ownership)(nil),                 // 6: medway.v1.Ownership
+	(*Service)(nil),                   // 7: medway.v1.Service
+	(*Announcement)(nil),              // 8: medway.v1.Announcement
+	(*Route)(nil),                     // 9: medway.v1.Route
+	(*Pool)(nil),                      // 10: medway.v1.Pool
+	(*Weights)(nil),                   // 11: medway.v1.Weights
+	(*Thresholds)(nil),                // 12: medway.v1.Thresholds
+	(*Backend)(nil),                   // 13: medway.v1.Backend
+	(*Node)(nil),                      // 14: medway.v1.Node
+	(*Alive)(nil),                     // 15: medway.v1.Alive
+	(*Owner)(nil),                     // 16: medway.v1.Owner
+	(*Claim)(nil),                     // 17: medway.v1.Claim
+	(*Lock)(nil),                      // 18: medway.v1.Lock
+	(*Drain)(nil),                     // 19: medway.v1.Drain
+	(*Pause)(nil),                     // 20: medway.v1.Pause
+	(*Event)(nil),                     // 21: medway.v1.Event
+	(*Status)(nil),                    // 22: medway.v1.Status
+	(*Drift)(nil),                     // 23: medway.v1.Drift
+	(*VIPStatus)(nil),                 // 24: medway.v1.VIPStatus
+	(*Session)(nil),                   // 25: medway.v1.Session
+	(*Fault)(nil),                     // 26: medway.v1.Fault
+	nil,                               // 27: medway.v1.Settings.SysctlsEntry
+	nil,                               // 28: medway.v1.VIP.GroupsEntry
+	nil,                               // 29: medway.v1.Announcement.RolesEntry
+	(*descriptorpb.FieldOptions)(nil), // 30: google.protobuf.FieldOptions
 }
 var file_medway_v1_medway_proto_depIdxs = []int32{
 	1,  // 0: medway.v1.Settings.sync:type_name -> medway.v1.Sync
 	2,  // 1: medway.v1.Settings.timeouts:type_name -> medway.v1.Timeouts
-	22, // 2: medway.v1.Settings.sysctls:type_name -> medway.v1.Settings.SysctlsEntry
-	5,  // 3: medway.v1.VIP.services:type_name -> medway.v1.Service
-	23, // 4: medway.v1.VIP.groups:type_name -> medway.v1.VIP.GroupsEntry
-	6,  // 5: medway.v1.VIP.announcement:type_name -> medway.v1.Announcement
-	3,  // 6: medway.v1.Announcement.ladder:type_name -> medway.v1.Ladder
-	24, // 7: medway.v1.Announcement.roles:type_name -> medway.v1.Announcement.RolesEntry
-	9,  // 8: medway.v1.Pool.weights:type_name -> medway.v1.Weights
-	10, // 9: medway.v1.Pool.thresholds:type_name -> medway.v1.Thresholds
-	19, // 10: medway.v1.Status.vips:type_name -> medway.v1.VIPStatus
-	20, // 11: medway.v1.Status.sessions:type_name -> medway.v1.Session
-	21, // 12: medway.v1.Status.faults:type_name -> medway.v1.Fault
-	18, // 13: medway.v1.Status.drift:type_name -> medway.v1.Drift
-	7,  // 14: medway.v1.Announcement.RolesEntry.value:type_name -> medway.v1.Route
-	25, // 15: medway.v1.since:extendee -> google.protobuf.FieldOptions
-	16, // [16:16] is the sub-list for method output_type
-	16, // [16:16] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	15, // [15:16] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	27, // 2: medway.v1.Settings.sysctls:type_name -> medway.v1.Settings.SysctlsEntry
+	7,  // 3: medway.v1.VIP.services:type_name -> medway.v1.Service
+	28, // 4: medway.v1.VIP.groups:type_name -> medway.v1.VIP.GroupsEntry
+	8,  // 5: medway.v1.VIP.announcement:type_name -> medway.v1.Announcement
+	5,  // 6: medway.v1.VIP.automatic_switchover:type_name -> medway.v1.AutomaticSwitchover
+	6,  // 7: medway.v1.VIP.ownership:type_name -> medway.v1.Ownership
+	3,  // 8: medway.v1.Announcement.ladder:type_name -> medway.v1.Ladder
+	29, // 9: medway.v1.Announcement.roles:type_name -> medway.v1.Announcement.RolesEntry
+	11, // 10: medway.v1.Pool.weights:type_name -> medway.v1.Weights
+	12, // 11: medway.v1.Pool.thresholds:type_name -> medway.v1.Thresholds
+	24, // 12: medway.v1.Status.vips:type_name -> medway.v1.VIPStatus
+	25, // 13: medway.v1.Status.sessions:type_name -> medway.v1.Session
+	26, // 14: medway.v1.Status.faults:type_name -> medway.v1.Fault
+	23, // 15: medway.v1.Status.drift:type_name -> medway.v1.Drift
+	9,  // 16: medway.v1.Announcement.RolesEntry.value:type_name -> medway.v1.Route
+	30, // 17: medway.v1.since:extendee -> google.protobuf.FieldOptions
+	18, // [18:18] is the sub-list for method output_type
+	18, // [18:18] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	17, // [17:18] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_medway_v1_medway_proto_init() }
@@ -1920,17 +2379,19 @@ func file_medway_v1_medway_proto_init() {
 	if File_medway_v1_medway_proto != nil {
 		return
 	}
+	file_medway_v1_medway_proto_msgTypes[0].OneofWrappers = []any{}
 	file_medway_v1_medway_proto_msgTypes[1].OneofWrappers = []any{}
 	file_medway_v1_medway_proto_msgTypes[3].OneofWrappers = []any{}
-	file_medway_v1_medway_proto_msgTypes[9].OneofWrappers = []any{}
-	file_medway_v1_medway_proto_msgTypes[19].OneofWrappers = []any{}
+	file_medway_v1_medway_proto_msgTypes[5].OneofWrappers = []any{}
+	file_medway_v1_medway_proto_msgTypes[11].OneofWrappers = []any{}
+	file_medway_v1_medway_proto_msgTypes[24].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_medway_v1_medway_proto_rawDesc), len(file_medway_v1_medway_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   25,
+			NumMessages:   30,
 			NumExtensions: 1,
 			NumServices:   0,
 		},
