@@ -16,13 +16,19 @@ type Input struct {
 	// Fresh is true while the snapshot comes from etcd and is confirmed to be
 	// current within half the lease's TTL (R7).
 	Fresh bool
-	// CanServe is true while the kernel agrees with the plan (R9).
-	CanServe bool
+	// CanServe is true while the kernel agrees with the plan, Cold while the
+	// connection table has not caught up ([Cold]; R9).
+	CanServe, Cold bool
 	// Sessions is the number of established BGP sessions.
 	Sessions int
 	// Flushed is true when every BGP session has taken the routes that were
 	// announced last, or has been down for longer than a router keeps routes (R3).
 	Flushed bool
+	// Hold is the longest hold time of a session: what lasts longer is no flap (R9).
+	Hold time.Duration
+	// Rates are the packets a second of established connections that each node
+	// carries of the VIP, as far as it is known (R10).
+	Rates map[string]float64
 	// Withdraw is set where the node shall not announce the VIP.
 	Withdraw *Withdrawal
 	Now      time.Time
@@ -41,14 +47,17 @@ type Decision struct {
 	Reason string
 	// Wake is when to decide again though nothing else happens; zero: never.
 	Wake time.Time
-	// Resign says to delete the node's ownership, guarded by its revision.
-	Resign bool
+	// Campaign says to put the node's ownership, Resign to delete it, each guarded
+	// by the revision of the owner's key in the snapshot.
+	Campaign, Resign bool
+	// Switch is an automatic switchover to make now, if any.
+	Switch *Switch
 	// Done says, of a withdrawn VIP, that no router has its routes any more, and
 	// that nothing of it is left in etcd that is this node's to mend.
 	Done bool
 }
 
-// Decide applies PROTOCOL's rules R1 to R8 and R12 to one VIP: it returns what
+// Decide applies PROTOCOL's rules R1 to R10 and R12 to one VIP: it returns what
 // to announce and to claim now, and the memory to pass in next time. The
 // caller announces Decision.MED, writes Decision.Claim and reports the outcome
 // through Memory's methods.
@@ -58,12 +67,15 @@ func Decide(m Memory, in Input, vip string) (Memory, Decision) {
 		// The snapshot is older than our own last write.
 		v.claim = state.Claim{MED: m.Written, Revision: m.WrittenRevision}
 	}
-	if in.Withdraw == nil && !m.farewellSince.IsZero() {
+	if v.Withdraw == nil {
+		v.Withdraw = v.silence(m)
+	}
+	if v.Withdraw == nil && !m.farewellSince.IsZero() {
 		// Resumed: as at the start, the ladder's place is taken with or without etcd.
 		m.farewellSince, m.Announcing = time.Time{}, false
 	}
 	var d Decision
-	if in.Withdraw != nil {
+	if v.Withdraw != nil {
 		d = v.withdraw(&m)
 	} else {
 		d = v.decide(&m)
@@ -96,15 +108,20 @@ func Decide(m Memory, in Input, vip string) (Memory, Decision) {
 			}
 		}
 	}
-	if in.Withdraw != nil {
+	if v.Withdraw != nil {
 		v.finish(&m, &d)
 	}
+	v.candidacy(&m, &d)
+	v.automatic(&m, &d)
 	m.Announced, m.Announcing = d.MED, announces
 	return m, d
 }
 
 // unable is why the node can't serve, for people.
 func (v view) unable() string {
+	if v.Cold {
+		return "can't serve: cold"
+	}
 	if !Equipped(v.Snapshot, v.vip) {
 		return "can't serve: a pool of the VIP is missing, or has no backend"
 	}
@@ -133,7 +150,7 @@ func (v view) decide(m *Memory) Decision {
 		if stays {
 			return v.leave(m, role, med)
 		}
-		return Decision{Role: role, MED: med, Reason: v.above(role)}
+		return Decision{Role: role, MED: med, Reason: v.above(role) + v.notSilent()}
 	}
 	m.coveredSince = time.Time{}
 	if !v.Fresh {
@@ -237,7 +254,18 @@ func (v view) lead(m *Memory) Decision {
 	if want < v.line {
 		role = ForceActive
 	}
-	return Decision{Role: role, MED: want, Reason: reason, Wake: wake}
+	return Decision{Role: role, MED: want, Reason: reason + v.notSilent(), Wake: wake}
+}
+
+// notSilent tells why a node that is drained announces all the same.
+func (v view) notSilent() string {
+	switch {
+	case !v.drained:
+		return ""
+	case v.owns && v.hasTarget && v.target.Site == v.Self.Site:
+		return "; is to be drained, and waits for another node of " + v.Self.Site + " that can take over"
+	}
+	return "; is to be drained, and waits for another node that could serve"
 }
 
 // unled is what the rightful node announces while it may not lower: what it

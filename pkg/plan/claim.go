@@ -29,6 +29,15 @@ type Memory struct {
 	coveredSince  time.Time // the target's owner claims no more than we announce (R6)
 	flushedSince  time.Time // routers have what we announce (R3)
 	farewellSince time.Time // routers were told that a withdrawal follows
+
+	unfitSince     time.Time // the owner may not be one (R9)
+	outrankedSince time.Time // a more preferred node could own the VIP (R9)
+	vacantSince    time.Time // nobody owns the VIP in the site (R9)
+
+	arrivingSince        time.Time // the VIP's traffic comes to this backup site (R10)
+	settlingSince        time.Time // the target is what it is, and no lock or pause went (R10)
+	settledTarget        int64
+	wasLocked, wasPaused bool
 }
 
 // Confirmation is a committed claim with the revisions that guarded it.

@@ -36,6 +36,7 @@ type view struct {
 	owner     state.Owner // of the own site
 	leased    bool        // the owner counts
 	owns      bool
+	drained   bool
 	claim     state.Claim // the own one
 	// lowest is the lowest claim of another node, NoMED where all are above
 	// the line; whose says which node's. badClaim names one that can't be read.
@@ -48,6 +49,8 @@ func look(in Input, vip string) view {
 	s := in.Snapshot
 	v := view{Input: in, vip: vip, meds: LadderOf(s, vip), lowest: state.NoMED}
 	v.line = state.MED(v.meds.Active)
+	v.CanServe = in.CanServe && !in.Cold
+	_, v.drained = s.Drains[in.Self.Name]
 	v.siteRank = uint32(siteRank(s.VIPs[vip], in.Self.Site))
 	for i, name := range nodesOf(s, vip) {
 		if name == in.Self.Name {
