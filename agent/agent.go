@@ -71,12 +71,13 @@ type Agent struct {
 	// wanted is the plan that the kernel's goroutine works on.
 	wanted *wanted
 
-	drift  drift
-	status reporter
+	drift    drift
+	status   reporter
+	observed observations
 }
 
 // kernel is the host's data plane: everything but the routes that BGP carries.
-// It is used by one goroutine at a time, but for connections.
+// It is used by one goroutine at a time, but for connections and arrived.
 type kernel interface {
 	// apply brings the kernel to the plan.
 	apply(ctx context.Context, h plan.Host) reconcile.Report
@@ -84,6 +85,10 @@ type kernel interface {
 	held(ctx context.Context, h plan.Host) (map[netip.Addr]held, error)
 	// connections counts what is in the connection table, by VIP address.
 	connections(ctx context.Context) (map[netip.Addr]connections, error)
+	// arrived counts what clients have sent since the services were made, by VIP address.
+	arrived(ctx context.Context) (map[netip.Addr]arrivals, error)
+	// syncing says whether both sync daemons run.
+	syncing(ctx context.Context) (bool, error)
 	close()
 }
 
@@ -201,12 +206,16 @@ func (a *Agent) Run(ctx context.Context) error {
 		zap.String("site", a.self.Site), zap.String("group", a.self.Group))
 	a.preload()
 	a.loadWithdrawals()
+	if err := a.inspect(ctx); err != nil {
+		return err
+	}
 	g, running := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.followStore(running) })
 	g.Go(func() error { return a.keeper.Run(running) })
 	g.Go(func() error { return a.reconcile(running) })
 	g.Go(func() error { return a.decide(running) })
 	g.Go(func() error { return a.report(running) })
+	g.Go(func() error { return a.observe(running) })
 	g.Go(func() error { return a.keepSnapshot(running) })
 	g.Go(func() error { return local.Serve(running, a.socket, localAgent{a}) })
 	err := g.Wait()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -28,7 +29,7 @@ func (d *decider) claim(vip string, c plan.ClaimWrite) lease.Write {
 	}
 	return lease.Write{
 		Guards: guards,
-		Put:    store.Put{Key: key, Value: state.Encode(&medwayv1.Claim{Med: c.MED.String()})},
+		Puts:   []store.Put{{Key: key, Value: state.Encode(&medwayv1.Claim{Med: c.MED.String()})}},
 		Done: func(o lease.Outcome) {
 			d.later(func(d *decider) { d.claimed(vip, c, o) })
 		},
@@ -59,26 +60,22 @@ func tryAgain(o lease.Outcome) time.Time {
 	return time.Now().Add(writeRetry)
 }
 
-// campaign makes this node the owner in its site where there is none, takes over
-// what a former process of this node still holds, and gives up what it is told to.
+// campaign makes this node the owner in its site, where there is none or a
+// former process of this node was, or gives the ownership up.
 func (d *decider) campaign(in plan.Input, vip string, decision plan.Decision) []lease.Write {
 	retry, outstanding := d.candidacies[vip]
-	if outstanding && (retry.IsZero() || in.Now.Before(retry)) {
+	if !decision.Campaign && !decision.Resign || outstanding && (retry.IsZero() || in.Now.Before(retry)) {
 		return nil
 	}
-	owner, ok := in.Snapshot.Owner(d.self.Site, vip)
+	owner, _ := in.Snapshot.Owner(d.self.Site, vip)
 	key := state.Key{Kind: state.KindOwner, A: d.self.Site, B: vip}.String()
 	write := lease.Write{Guards: []store.Guard{{Key: key, ModRevision: owner.Revision}}}
-	now := "gives up the ownership in "
-	switch {
-	case decision.Resign:
+	now := "owns the VIP in "
+	if decision.Resign {
+		now = "gives up the ownership in "
 		write.Delete = key
-	case in.Withdraw != nil, !in.Fresh, !in.CanServe, in.Sessions == 0, in.Lease == 0,
-		ok && (owner.Node != d.self.Name || owner.Lease == in.Lease):
-		return nil
-	default:
-		now = "owns the VIP in "
-		write.Put = store.Put{Key: key, Value: state.Encode(&medwayv1.Owner{Node: d.self.Name}), Lease: in.Lease}
+	} else {
+		write.Puts = []store.Put{{Key: key, Value: state.Encode(&medwayv1.Owner{Node: d.self.Name}), Lease: in.Lease}}
 	}
 	d.candidacies[vip] = time.Time{}
 	write.Done = func(o lease.Outcome) {
@@ -92,6 +89,50 @@ func (d *decider) campaign(in plan.Input, vip string, decision plan.Decision) []
 	return []lease.Write{write}
 }
 
+// switchover makes an automatic switchover: all of it, or nothing where anything
+// that it was decided on has changed.
+func (d *decider) switchover(in plan.Input, vip string, s plan.Switch) []lease.Write {
+	retry, outstanding := d.switches[vip]
+	if outstanding && (retry.IsZero() || in.Now.Before(retry)) {
+		return nil
+	}
+	of := func(kind state.Kind) string { return state.Key{Kind: kind, A: vip}.String() }
+	at := time.Now()
+	lock := &medwayv1.Lock{Since: at.UTC().Format(time.RFC3339), Reason: s.Reason, From: s.From, To: s.To, By: d.self.Name}
+	event, record := state.EncodeEvent(vip, at, &medwayv1.Event{
+		What: "automatic switchover", By: d.self.Name, From: s.From, To: s.To, Reason: s.Reason,
+	})
+	d.switches[vip] = time.Time{}
+	d.log.Warn(vip+": switches automatically to "+s.To, zap.String("reason", s.Reason))
+	return []lease.Write{{
+		Guards: []store.Guard{
+			{Key: of(state.KindTarget), ModRevision: s.TargetRevision},
+			{Key: state.Key{Kind: state.KindOwner, A: s.To, B: vip}.String(), ModRevision: s.OwnerRevision},
+			{Key: of(state.KindLock)},
+			{Key: of(state.KindPause)},
+			{Key: state.Key{Kind: state.KindPauseAll}.String()},
+		},
+		Puts: []store.Put{
+			{Key: of(state.KindTarget), Value: []byte(s.To)},
+			{Key: of(state.KindLock), Value: state.Encode(lock)},
+			{Key: event, Value: record},
+		},
+		Done: func(o lease.Outcome) {
+			d.later(func(d *decider) {
+				d.switches[vip] = tryAgain(o)
+				switch {
+				case o.Committed:
+					d.log.Warn(vip + ": switched automatically to " + s.To + ", and locked")
+				case o.Err != nil:
+					d.log.Warn(vip+": the automatic switchover was not made, or its outcome is unknown", zap.Error(o.Err))
+				default:
+					d.log.Info(vip + ": the automatic switchover was not made: somebody else was first")
+				}
+			})
+		},
+	}}
+}
+
 // revive puts the alive key anew where it is not what it should be: somebody
 // deleted or changed it, or the number of BGP sessions is another.
 func (d *decider) revive(s *state.Snapshot) []lease.Write {
@@ -101,13 +142,19 @@ func (d *decider) revive(s *state.Snapshot) []lease.Write {
 	if put.Lease == 0 || !d.keeper.Fresh() || d.usurper != "" || now.Before(d.reviving) {
 		return nil
 	}
-	want, err := state.Decode(state.Key{Kind: state.KindAlive, A: d.self.Name}, put.Value)
-	if have, ok := s.Alive[d.self.Name]; err != nil || ok && reflect.DeepEqual(want, have) {
+	value, err := state.Decode(state.Key{Kind: state.KindAlive, A: d.self.Name}, put.Value)
+	want, _ := value.(state.Alive)
+	have, ok := s.Alive[d.self.Name]
+	if err != nil || ok && reflect.DeepEqual(want, have) {
 		return nil
 	}
 	// All nodes watch the key: a session that flaps is no news for them each time.
-	d.reviving = now.Add(d.config.LeaseTTL)
-	return []lease.Write{{Put: put, Done: func(o lease.Outcome) {
+	// Whether this node could own a VIP is.
+	if ok && want.Cold == have.Cold && slices.Equal(want.Unable, have.Unable) && now.Before(d.reviving.Add(d.config.LeaseTTL)) {
+		return nil
+	}
+	d.reviving = now.Add(writeRetry)
+	return []lease.Write{{Puts: []store.Put{put}, Done: func(o lease.Outcome) {
 		if o.Err != nil && !errors.Is(o.Err, store.ErrDenied) {
 			d.log.Warn("can't write the alive key", zap.Error(o.Err))
 		}

@@ -393,6 +393,14 @@ func (b BGP) kept(neighbor netip.Addr) time.Duration {
 	return defaultHoldTime + defaultGracefulRestart
 }
 
+// hold is the longest hold time of a session.
+func (b BGP) hold() (longest time.Duration) {
+	for _, n := range b.Neighbors {
+		longest = max(longest, n.holdTime())
+	}
+	return longest
+}
+
 func (n Neighbor) holdTime() time.Duration {
 	if n.HoldTime == nil {
 		return defaultHoldTime

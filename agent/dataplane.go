@@ -289,3 +289,28 @@ func (d *dataplane) connections(ctx context.Context) (map[netip.Addr]connections
 	}
 	return out, nil
 }
+
+// arrivals are what clients sent to a VIP's address: packets, and how many
+// connections they opened.
+type arrivals struct{ packets, opened uint64 }
+
+// arrived reads the counters of all services, by VIP address.
+func (d *dataplane) arrived(ctx context.Context) (map[netip.Addr]arrivals, error) {
+	services, err := d.ipvs.Arrived(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := map[netip.Addr]arrivals{}
+	for key, c := range services {
+		a := out[key.Addr]
+		a.packets += c.InPackets
+		a.opened += c.Connections
+		out[key.Addr] = a
+	}
+	return out, nil
+}
+
+func (d *dataplane) syncing(ctx context.Context) (bool, error) {
+	have, err := d.ipvs.Daemons().Read(ctx)
+	return len(have) == 2, err
+}

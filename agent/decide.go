@@ -43,6 +43,8 @@ type decider struct {
 	// candidacies are the VIPs for which a write of the owner key is
 	// outstanding (zero time) or failed (when to try again).
 	candidacies map[string]time.Time
+	// switches are the same for automatic switchovers.
+	switches map[string]time.Time
 	// registering and reviving are when the node's key and its alive key may be
 	// written next.
 	registering, reviving time.Time
@@ -70,6 +72,8 @@ type decider struct {
 	// unannounced is why the last set of routes was not announced; nil: it was.
 	unannounced error
 	published   time.Time
+	// coldness is why the node is cold, "" where it is not.
+	coldness string
 	// usurper is the machine id of another host that has taken this node's name
 	// while it serves.
 	usurper string
@@ -79,7 +83,7 @@ type decider struct {
 func (a *Agent) newDecider() *decider {
 	return &decider{
 		Agent: a, memory: map[string]plan.Memory{}, decisions: map[string]plan.Decision{},
-		candidacies: map[string]time.Time{}, takedown: newTakedown(),
+		candidacies: map[string]time.Time{}, switches: map[string]time.Time{}, takedown: newTakedown(),
 		ready: map[netip.Addr]bool{}, lacking: map[netip.Addr]int{}, announced: map[netip.Addr]bool{},
 		timer: time.NewTimer(time.Hour),
 	}
@@ -156,6 +160,7 @@ func (d *decider) step(ctx context.Context) error {
 func (d *decider) serve(ctx context.Context, in plan.Input, next *time.Time) ([]lease.Write, error) {
 	memories, decisions := make(map[string]plan.Memory, len(d.names)), make(map[string]plan.Decision, len(d.names))
 	var claims, candidacies []lease.Write
+	var unable []string
 	withdrawn := d.handWithdrawn()
 	plain := in.Snapshot
 	in.Snapshot = d.withLeaving(plain)
@@ -167,7 +172,10 @@ func (d *decider) serve(ctx context.Context, in plan.Input, next *time.Time) ([]
 		if _, decided := d.memory[vip]; !decided && in.Withdraw == nil && !d.anyReady(in.Snapshot.VIPs[vip]) {
 			continue
 		}
-		in.CanServe = d.canServe(in.Snapshot, vip)
+		in.CanServe, in.Rates = d.canServe(in.Snapshot, vip), d.ratesOf(vip)
+		if !in.CanServe || withdrawn[vip] != nil {
+			unable = append(unable, vip)
+		}
 		memory, decision := plan.Decide(d.memory[vip], in, vip)
 		memories[vip], decisions[vip] = memory, decision
 		*next = earlier(*next, decision.Wake)
@@ -175,7 +183,11 @@ func (d *decider) serve(ctx context.Context, in plan.Input, next *time.Time) ([]
 			claims = append(claims, d.claim(vip, *decision.Claim))
 		}
 		candidacies = append(candidacies, d.campaign(in, vip, decision)...)
+		if decision.Switch != nil {
+			candidacies = append(candidacies, d.switchover(in, vip, *decision.Switch)...)
+		}
 	}
+	d.stand(plain, in.Cold, unable)
 	if err := d.announce(ctx, in.Snapshot, decisions); err != nil {
 		if d.unannounced == nil || d.unannounced.Error() != err.Error() {
 			d.log.Error("can't announce", zap.Error(err))
@@ -331,7 +343,9 @@ func (d *decider) input(now view) plan.Input {
 		Fresh: now.from == etcd && d.keeper.Fresh() && now.foreign == nil && d.usurper == "",
 		// What could not be announced is not with the routers.
 		Flushed: d.unannounced == nil,
+		Hold:    d.config.BGP.hold(),
 	}
+	in.Cold = d.cold(in)
 	d.spoken = nil
 	for _, session := range d.speaker.Sessions() {
 		if session.Established {

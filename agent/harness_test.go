@@ -140,6 +140,8 @@ type fakeKernel struct {
 	lacking    map[netip.Addr]held
 	unreadable error
 	conns      map[netip.Addr]connections
+	traffic    map[netip.Addr]arrivals
+	lost       bool // the connection table, at the start
 	closed     bool
 }
 
@@ -194,6 +196,18 @@ func (k *fakeKernel) connections(context.Context) (map[netip.Addr]connections, e
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return maps.Clone(k.conns), nil
+}
+
+func (k *fakeKernel) arrived(context.Context) (map[netip.Addr]arrivals, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return maps.Clone(k.traffic), nil
+}
+
+func (k *fakeKernel) syncing(context.Context) (bool, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return !k.lost, nil
 }
 
 func (k *fakeKernel) close() { k.set(func(k *fakeKernel) { k.closed = true }) }

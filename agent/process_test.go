@@ -113,4 +113,8 @@ func (d *onFakes) held(_ context.Context, h plan.Host) (map[netip.Addr]held, err
 
 func (d *onFakes) connections(context.Context) (map[netip.Addr]connections, error) { return nil, nil }
 
+func (d *onFakes) arrived(context.Context) (map[netip.Addr]arrivals, error) { return nil, nil }
+
+func (d *onFakes) syncing(context.Context) (bool, error) { return true, nil }
+
 func (d *onFakes) close() {}

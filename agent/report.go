@@ -163,7 +163,7 @@ func (a *Agent) report(ctx context.Context) error {
 		}
 		plain := significant(now)
 		same := proto.Equal(plain, last)
-		if same && time.Since(at) < countInterval {
+		if same && time.Since(at) < countInterval && !a.observed.isNews() {
 			continue
 		}
 		a.count(ctx, now)
@@ -241,6 +241,7 @@ func (a *Agent) count(ctx context.Context, s *medwayv1.Status) {
 			v.ActiveConnections += counts[address].active
 			v.InactiveConnections += counts[address].inactive
 		}
+		v.PacketsPerSecond = uint64(a.observed.rate(v.Vip, a.self.Name))
 	}
 }
 
@@ -252,10 +253,12 @@ func (a *Agent) alive() store.Put {
 			established++
 		}
 	}
+	cold, unable := a.observed.standing()
 	return store.Put{
 		Key: state.Key{Kind: state.KindAlive, A: a.self.Name}.String(),
 		Value: state.Encode(&medwayv1.Alive{
 			Since: a.started.UTC().Format(time.RFC3339), BootId: bootID(), BgpSessions: established,
+			Cold: cold, Unable: unable,
 		}),
 	}
 }

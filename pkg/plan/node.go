@@ -137,6 +137,9 @@ func peersOf(s *state.Snapshot, self Self) ([]peer, []state.Fault) {
 	return peers, faults
 }
 
+// NodesOf lists the nodes of a VIP by site and name.
+func NodesOf(s *state.Snapshot, vip string) []string { return nodesOf(s, vip) }
+
 // nodesOf lists the nodes of a VIP by site and name. A node's place in it is
 // its rank: fixed by the plan, not by the moment.
 func nodesOf(s *state.Snapshot, vip string) []string {

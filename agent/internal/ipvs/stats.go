@@ -60,3 +60,19 @@ func (k *Kernel) Stats(ctx context.Context) ([]ServiceStats, error) {
 	}
 	return all, nil
 }
+
+// Arrived reads the counters of all TCP and UDP services, without their
+// destinations: one request, however many there are.
+func (k *Kernel) Arrived(ctx context.Context) (map[plan.ServiceKey]Counters, error) {
+	services, err := k.readServices(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[plan.ServiceKey]Counters, len(services))
+	for i := range services {
+		if key, ok := serviceKeyToPlan(&services[i].Service); ok {
+			out[key] = services[i].counters
+		}
+	}
+	return out, nil
+}

@@ -13,11 +13,11 @@ import (
 // etcd takes 128 (PROTOCOL R14).
 const batch = 40
 
-// Write is one guarded write of one key.
+// Write is what is written together under its guards: one key, mostly.
 type Write struct {
 	Guards []store.Guard
-	Put    store.Put
-	// Delete is the key to delete, in place of Put.
+	Puts   []store.Put
+	// Delete is the key to delete, in place of Puts.
 	Delete string
 	// Done is called once with the outcome. An error means that it is unknown.
 	Done func(Outcome)
@@ -32,10 +32,17 @@ type Outcome struct {
 }
 
 // Commit makes the writes, in as few transactions as may be, each within
-// timeout. Where the guard of one write fails, or etcd's permissions don't allow
+// timeout; one of more than three guards goes alone. Where the guard of one write fails, or etcd's permissions don't allow
 // one, the others of its batch are tried one by one. It returns at once; outcomes come on other goroutines.
 func Commit(ctx context.Context, client *store.Client, timeout time.Duration, writes []Write) {
-	for part := range slices.Chunk(writes, batch) {
+	large := func(w Write) bool { return len(w.Guards) > 3 || len(w.Puts) > 1 }
+	parts := slices.Collect(slices.Chunk(slices.DeleteFunc(slices.Clone(writes), large), batch))
+	for _, w := range writes {
+		if large(w) {
+			parts = append(parts, []Write{w})
+		}
+	}
+	for _, part := range parts {
 		go func() {
 			if len(part) > 1 {
 				if o := commit(ctx, client, timeout, part); o.Committed || o.Err != nil && !errors.Is(o.Err, store.ErrDenied) {
@@ -64,7 +71,7 @@ func commit(ctx context.Context, client *store.Client, timeout time.Duration, wr
 		if w.Delete != "" {
 			deletes = append(deletes, w.Delete)
 		} else {
-			puts = append(puts, w.Put)
+			puts = append(puts, w.Puts...)
 		}
 	}
 	committed, revision, err := client.Commit(ctx, guards, puts, deletes)

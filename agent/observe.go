@@ -1,0 +1,278 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/medway-lb/medway/pkg/plan"
+	"github.com/medway-lb/medway/pkg/state"
+	"github.com/medway-lb/medway/pkg/store"
+)
+
+const (
+	// observeInterval is how often traffic is looked at: the kernel adds its
+	// counters up as often.
+	observeInterval = 2 * time.Second
+	// rateWindow is what rates are taken over: phones send in bursts.
+	rateWindow = 10 * time.Second
+	// opening is how many packets it takes to open a connection. They are no sign
+	// of calls that moved: a scan sends nothing else (PROTOCOL R10).
+	opening = 3
+)
+
+// observations are what a node sees of its own connections and traffic, and hears of
+// other nodes', whose statuses it reads as long as a decision rests on them.
+type observations struct {
+	mu sync.Mutex
+	// table is what is known of the connection table.
+	table plan.Table
+	// rates are in packets a second, by VIP and node.
+	rates map[string]map[string]float64
+	// cold and unable are what the loop decided last, for the sign of life.
+	cold   bool
+	unable []string
+	// news says that other nodes wait for this one's rates.
+	news bool
+	// samples are the counters of the last rateWindow, oldest first, by VIP.
+	samples map[string][]sample
+}
+
+type sample struct {
+	at time.Time
+	arrivals
+}
+
+// inspect looks, before anything is changed, whether the connection table was
+// kept up: no call that is known to others may come to a node that lost it.
+func (a *Agent) inspect(ctx context.Context) error {
+	syncing, err := a.kernel.syncing(ctx)
+	if err != nil {
+		return fmt.Errorf("read the sync daemons: %w", err)
+	}
+	if !syncing {
+		a.observed.table.LostAt, a.observed.cold = time.Now(), true
+	}
+	return nil
+}
+
+// observe follows the node's traffic, and that of others where it matters.
+func (a *Agent) observe(ctx context.Context) error {
+	ticker := time.NewTicker(observeInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-ticker.C:
+		}
+		a.status.mu.Lock()
+		addresses := a.status.addresses // never changed, only replaced
+		a.status.mu.Unlock()
+		if err := a.observeOnce(ctx, addresses); err != nil && ctx.Err() == nil {
+			a.log.Debug("can't observe the traffic", zap.Error(err))
+		}
+	}
+}
+
+func (a *Agent) observeOnce(ctx context.Context, addresses map[string][]netip.Addr) error {
+	now := time.Now()
+	counters, err := a.kernel.arrived(ctx)
+	if err != nil {
+		return err
+	}
+	s := a.view().snapshot
+	if s == nil {
+		return nil
+	}
+	o := &a.observed
+	o.mu.Lock()
+	own := o.sample(now, counters, addresses)
+	cold := !o.table.LostAt.IsZero()
+	o.mu.Unlock()
+	rates := map[string]map[string]float64{}
+	for vip, rate := range own {
+		rates[vip] = map[string]float64{a.self.Name: rate}
+	}
+	var peers []string
+	news := false
+	for vip := range addresses {
+		v := s.VIPs[vip]
+		if !v.Automatic.Enabled || s.Targets[vip].Site == a.self.Site {
+			continue
+		}
+		news = news || own[vip] > 0
+		if owner, ok := s.Owner(a.self.Site, vip); ok && owner.Node == a.self.Name {
+			peers = append(peers, plan.NodesOf(s, vip)...)
+		}
+	}
+	if cold {
+		peers = append(peers, plan.WarmPeers(s, a.self)...)
+	}
+	slices.Sort(peers)
+	table := plan.Table{Peers: map[string]map[string]uint64{}}
+	var errs []error
+	for _, peer := range slices.Compact(peers) {
+		if peer == a.self.Name {
+			continue
+		}
+		if err := a.ask(ctx, s, peer, rates, table.Peers); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if cold {
+		table.Own = map[string]uint64{}
+		counts, err := a.kernel.connections(ctx)
+		if err != nil {
+			errs = append(errs, err)
+		}
+		for vip, list := range addresses {
+			for _, address := range list {
+				table.Own[vip] += counts[address].active + counts[address].inactive
+			}
+		}
+	}
+	o.mu.Lock()
+	table.LostAt = o.table.LostAt
+	o.table, o.rates, o.news = table, rates, news
+	o.mu.Unlock()
+	if len(peers) > 0 {
+		poke(a.wake) // a decision rests on it
+	}
+	return errors.Join(errs...)
+}
+
+// ask reads what a peer's status says of its connections and its traffic. What
+// the peer said before it started anew is no news.
+func (a *Agent) ask(ctx context.Context, s *state.Snapshot, peer string, rates map[string]map[string]float64, counts map[string]map[string]uint64) error {
+	alive, ok := s.Alive[peer]
+	if !ok {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+	defer cancel()
+	entry, _, err := a.store.Get(ctx, state.StatusPrefix+peer)
+	if err != nil {
+		if errors.Is(err, store.ErrDenied) {
+			return nil // which the store has told, once
+		}
+		return err
+	}
+	status, err := state.DecodeStatus(entry.Value)
+	if err != nil {
+		return nil //nolint:nilerr // absent, or spoiled by hand: it tells nothing
+	}
+	if updated, err := time.Parse(time.RFC3339, status.Updated); err != nil || updated.Before(alive.Since) {
+		return nil //nolint:nilerr // as above
+	}
+	counts[peer] = map[string]uint64{}
+	for _, v := range status.Vips {
+		counts[peer][v.Vip] = v.ActiveConnections + v.InactiveConnections
+		if rates[v.Vip] != nil {
+			rates[v.Vip][peer] = float64(v.PacketsPerSecond)
+		}
+	}
+	return nil
+}
+
+// sample takes the counters in and returns the node's rate for every VIP.
+// Caller holds o.mu.
+func (o *observations) sample(now time.Time, counters map[netip.Addr]arrivals, addresses map[string][]netip.Addr) map[string]float64 {
+	samples, rates := make(map[string][]sample, len(addresses)), make(map[string]float64, len(addresses))
+	for vip, list := range addresses {
+		next := sample{at: now}
+		for _, address := range list {
+			next.packets += counters[address].packets
+			next.opened += counters[address].opened
+		}
+		kept := slices.Clone(o.samples[vip])
+		for len(kept) > 1 && now.Sub(kept[0].at) > rateWindow {
+			kept = kept[1:]
+		}
+		if n := len(kept); n > 0 && (next.packets < kept[n-1].packets || next.opened < kept[n-1].opened) {
+			kept = nil // a service was made anew
+		}
+		samples[vip] = append(kept, next)
+		rates[vip] = rateOf(samples[vip])
+	}
+	o.samples = samples
+	return rates
+}
+
+// rateOf is the packets a second beyond those that open connections.
+func rateOf(samples []sample) float64 {
+	first, last := samples[0], samples[len(samples)-1]
+	packets, opened := last.packets-first.packets, last.opened-first.opened
+	if packets <= opening*opened || !last.at.After(first.at) {
+		return 0
+	}
+	return float64(packets-opening*opened) / last.at.Sub(first.at).Seconds()
+}
+
+// rate is what a node carries of a VIP, in packets a second.
+func (o *observations) rate(vip, node string) float64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.rates[vip][node]
+}
+
+// isNews says whether other nodes wait for this one's rates.
+func (o *observations) isNews() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.news
+}
+
+// standing is whether the node is cold, and which VIPs it can't serve.
+func (o *observations) standing() (cold bool, unable []string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.cold, o.unable
+}
+
+// ratesOf are the rates of a VIP by node.
+func (d *decider) ratesOf(vip string) map[string]float64 {
+	d.observed.mu.Lock()
+	defer d.observed.mu.Unlock()
+	return d.observed.rates[vip] // never changed, only replaced
+}
+
+// cold decides whether the node has to stand back. One that has caught up stays so.
+func (d *decider) cold(in plan.Input) bool {
+	o := &d.observed
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.table.LostAt.IsZero() {
+		return false
+	}
+	cold, reason := plan.Cold(in.Snapshot, d.self, in.Fresh, o.table, in.Now)
+	switch {
+	case !cold:
+		d.log.Info("knows the connections: warm")
+		o.table = plan.Table{}
+	case reason != d.coldness:
+		d.log.Info("cold", zap.String("reason", reason))
+	}
+	d.coldness = reason
+	return cold
+}
+
+// stand leaves what was decided to the sign of life, as far as all nodes know
+// these fields.
+func (d *decider) stand(s *state.Snapshot, cold bool, unable []string) {
+	for n := range maps.Values(s.Nodes) {
+		if n.Schema < 3 {
+			cold, unable = false, nil
+		}
+	}
+	d.observed.mu.Lock()
+	defer d.observed.mu.Unlock()
+	d.observed.cold, d.observed.unable = cold, unable
+}
