@@ -1,0 +1,50 @@
+package plan
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/medway-lb/medway/pkg/state"
+)
+
+func TestR9ANodeWhoseTableWasLostIsColdUntilItHasCaughtUp(t *testing.T) {
+	start := time.Unix(1000, 0)
+	m := newMember(t, "dc1-a")
+	s := m.in.Snapshot
+	for i, n := range []string{"dc1-a", "dc1-b", "dc2-a", "dc2-b"} {
+		node := s.Nodes[n]
+		node.IPv4 = netip.AddrFrom4([4]byte{10, 0, 0, byte(i + 1)})
+		node.SyncAddress = SyncAddress(n)
+		s.Nodes[n] = node
+	}
+	self := m.in.Self
+	self.IPv4 = s.Nodes["dc1-a"].IPv4
+	lost := Table{LostAt: start, Own: map[string]uint64{"v": 90}, Peers: map[string]map[string]uint64{
+		"dc1-b": {"v": 100}, "dc2-a": {"v": 99}, "dc2-b": {"v": 0, "another": 1000},
+	}}
+	expect := func(what string, table Table, fresh bool, after time.Duration, reason string) {
+		t.Helper()
+		cold, why := Cold(s, self, fresh, table, start.Add(after))
+		if cold != (reason != "") || !strings.Contains(why, reason) {
+			t.Errorf("%s: cold %t, %q; expected %q", what, cold, why, reason)
+		}
+	}
+	expect("never lost", Table{}, false, 0, "")
+	expect("parity", lost, true, 0, "")
+	expect("etcd gone", lost, false, 0, "etcd can't be reached")
+	expect("the longest silence is over", Table{LostAt: start}, false, 300*time.Second, "")
+	lost.Own["v"] = 89
+	expect("less", lost, true, 299*time.Second, "knows 89 of dc1-b's 100 connections to v")
+	delete(lost.Peers, "dc1-b")
+	lost.Own["v"] = 100
+	expect("a peer has not told", lost, true, 0, "dc1-b has not told")
+	m.alive("dc1-b", func(a *state.Alive) { a.Cold = true })
+	expect("nor does it know them", lost, true, 0, "")
+	lost.Own = nil
+	for n := range s.Alive {
+		m.alive(n, func(a *state.Alive) { a.Cold = true })
+	}
+	expect("no warm node is left", lost, true, 0, "")
+}
