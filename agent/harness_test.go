@@ -140,8 +140,10 @@ type fakeKernel struct {
 	lacking    map[netip.Addr]held
 	unreadable error
 	conns      map[netip.Addr]connections
-	traffic    map[netip.Addr]arrivals
-	lost       bool // the connection table, at the start
+	// pps is what arrives for every VIP address, in packets a second; scanned how
+	// many of these are a scan's, each with a connection of its own.
+	pps, scanned uint64
+	lost         bool // the connection table, at the start
 	closed     bool
 }
 
@@ -201,8 +203,16 @@ func (k *fakeKernel) connections(context.Context) (map[netip.Addr]connections, e
 func (k *fakeKernel) arrived(context.Context) (map[netip.Addr]arrivals, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return maps.Clone(k.traffic), nil
+	out := map[netip.Addr]arrivals{}
+	for _, a := range vipAddresses(k.host) {
+		ms := uint64(time.Since(epoch).Milliseconds())
+		out[a.Prefix.Addr()] = arrivals{packets: (k.pps + k.scanned) * ms / 1000, opened: k.scanned * ms / 1000}
+	}
+	return out, nil
 }
+
+// epoch is when the fakes' counters began.
+var epoch = time.Now()
 
 func (k *fakeKernel) syncing(context.Context) (bool, error) {
 	k.mu.Lock()
