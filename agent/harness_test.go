@@ -144,7 +144,7 @@ type fakeKernel struct {
 	// many of these are a scan's, each with a connection of its own.
 	pps, scanned uint64
 	lost         bool // the connection table, at the start
-	closed     bool
+	closed       bool
 }
 
 func (k *fakeKernel) apply(_ context.Context, h plan.Host) reconcile.Report {

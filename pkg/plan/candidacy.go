@@ -79,7 +79,8 @@ func (m *Memory) unfit(v view, d *Decision) {
 	if m.unfitSince.IsZero() {
 		m.unfitSince = v.Now
 	}
-	if v.Lease == 0 || v.ableMember() == "" && !(v.drained && v.mayFallSilent()) {
+	replaced := v.ableMember() != "" || v.drained && v.mayFallSilent()
+	if v.Lease == 0 || !replaced {
 		return
 	}
 	if end := m.unfitSince.Add(v.Hold); !v.drained && v.Now.Before(end) {
