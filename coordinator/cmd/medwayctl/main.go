@@ -1,5 +1,6 @@
-// Command medwayctl is the operator's tool: it loads intent, shows state, and sets
-// up etcd's certificates, users and roles.
+// Command medwayctl is the operator's tool: it loads intent, shows state, moves
+// traffic, takes nodes out of service, and sets up etcd's certificates, users and
+// roles.
 package main
 
 import (
@@ -21,12 +22,24 @@ func main() {
 	err := command().ExecuteContext(ctx)
 	stop()
 	if err != nil {
-		if errors.Is(err, errDiffers) {
-			os.Exit(2)
+		if !errors.Is(err, errDiffers) {
+			fmt.Fprintln(os.Stderr, "medwayctl:", err)
 		}
-		fmt.Fprintln(os.Stderr, "medwayctl:", err)
-		os.Exit(1)
+		os.Exit(exitCode(err))
 	}
+}
+
+// exitCode is the same for all commands; docs/operations.md tells it.
+func exitCode(err error) int {
+	switch {
+	case err == nil:
+		return 0
+	case errors.Is(err, errDiffers):
+		return 2
+	case errors.Is(err, errNotYet):
+		return 3
+	}
+	return 1
 }
 
 // version is that of this build, as of medway-agent.
@@ -41,7 +54,7 @@ func command() *cobra.Command {
 	var c connection
 	root := &cobra.Command{
 		Use:           "medwayctl",
-		Short:         "Load medway's configuration, see what its nodes do, and set up etcd",
+		Short:         "See what medway's nodes do, move traffic, and set up etcd",
 		Version:       version(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -53,16 +66,27 @@ func command() *cobra.Command {
 	f.StringVar(&c.key, "key", os.Getenv("ETCDCTL_KEY"), "`file` with the client's key (ETCDCTL_KEY)")
 	f.BoolVar(&c.insecure, "insecure", os.Getenv("MEDWAYCTL_INSECURE") == "true", "allow http:// endpoints, without TLS (MEDWAYCTL_INSECURE=true)")
 	f.DurationVar(&c.timeout, "command-timeout", 5*time.Second, "how long to wait for etcd")
-	for _, cmd := range []*cobra.Command{apply(&c), status(&c), initEtcd(&c)} {
-		run := cmd.RunE
-		cmd.RunE = func(cmd *cobra.Command, args []string) error {
-			c.warn(cmd.ErrOrStderr())
-			return c.explain(cmd.Context(), run(cmd, args))
-		}
+	for _, cmd := range []*cobra.Command{
+		apply(&c), status(&c), initEtcd(&c), node(&c), switchVIP(&c), unlock(&c), pause(&c), resume(&c), forget(&c), history(&c),
+	} {
+		c.wrap(cmd)
 		root.AddCommand(cmd)
 	}
 	root.AddCommand(certs())
 	return root
+}
+
+// wrap makes a command, and those below it, tell what is wrong with the connection.
+func (c *connection) wrap(cmd *cobra.Command) {
+	for _, sub := range cmd.Commands() {
+		c.wrap(sub)
+	}
+	if run := cmd.RunE; run != nil {
+		cmd.RunE = func(cmd *cobra.Command, args []string) error {
+			c.warn(cmd.ErrOrStderr())
+			return c.explain(cmd.Context(), run(cmd, args))
+		}
+	}
 }
 
 // completionTime is how long a shell may wait for what etcd has to offer it.

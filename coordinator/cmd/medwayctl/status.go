@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/medway-lb/medway/pkg/state"
+	"github.com/medway-lb/medway/pkg/store"
 
 	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
 )
@@ -24,12 +25,13 @@ func status(c *connection) *cobra.Command {
 		Use:   "status [VIP...]",
 		Short: "Show what every node does for every VIP",
 		Long: `Show what every node says of every VIP, or of those named: its role, the MED that it
-announces and why, its sessions, and all that is wrong with keys and nodes.
+announces and why, its sessions, whether the VIP may switch by itself (AUTO: on, off,
+locked or paused), and all that is wrong with keys and nodes.
 
 Exit status: 0 also where something is wrong; 1 if etcd could not be read.`,
 		RunE: func(cmd *cobra.Command, vips []string) error {
-			if output != "table" && output != "json" {
-				return fmt.Errorf("flag --output: value %q: expected table or json", output)
+			if err := checkOutput(output); err != nil {
+				return err
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), c.timeout)
 			defer cancel()
@@ -53,18 +55,8 @@ Exit status: 0 also where something is wrong; 1 if etcd could not be read.`,
 			return writeTable(cmd.OutOrStdout(), snapshot, nodes, vips, time.Now())
 		},
 	}
-	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
-	completeWith(cmd, "output", "table", "json")
-	cmd.ValidArgsFunction = func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-		ctx, cancel := context.WithTimeout(cmd.Context(), completionTime)
-		defer cancel()
-		snapshot, nodes, err := read(ctx, c)
-		if err != nil {
-			return nil, cobra.ShellCompDirectiveNoFileComp
-		}
-		rest := slices.DeleteFunc(vipNames(snapshot, nodes), func(vip string) bool { return slices.Contains(args, vip) || state.CheckName(vip) != nil })
-		return rest, cobra.ShellCompDirectiveNoFileComp
-	}
+	outputFlag(cmd, &output)
+	cmd.ValidArgsFunction = completer(c, 0, allVIPs)
 	return cmd
 }
 
@@ -75,36 +67,46 @@ func read(ctx context.Context, c *connection) (*state.Snapshot, []*medwayv1.Stat
 		return nil, nil, err
 	}
 	defer client.Close()
+	have, err := load(ctx, client)
+	if err != nil {
+		return nil, nil, err
+	}
+	return have.Snapshot, have.nodes, nil
+}
+
+func load(ctx context.Context, client *store.Client) (*contents, error) {
 	entries, revision, err := client.List(ctx, state.Prefix)
 	if err != nil {
-		return nil, nil, fmt.Errorf("read %s: %w", state.Prefix, err)
+		return nil, fmt.Errorf("read %s: %w", state.Prefix, err)
 	}
+	have := &contents{entries: map[string]store.Entry{}}
 	cache := state.NewCache()
 	for _, e := range entries {
+		have.entries[e.Key] = e
 		cache.Put(e.Key, e.Value, e.ModRevision, e.Lease)
 	}
 	cache.SetRevision(revision)
 	entries, _, err = client.List(ctx, state.StatusPrefix)
 	if err != nil {
-		return nil, nil, fmt.Errorf("read %s: %w", state.StatusPrefix, err)
+		return nil, fmt.Errorf("read %s: %w", state.StatusPrefix, err)
 	}
-	snapshot := cache.Snapshot()
-	var nodes []*medwayv1.Status
+	have.Snapshot = cache.Snapshot()
 	var more []state.Fault
 	for _, e := range entries {
+		have.entries[e.Key] = e
 		s, err := state.DecodeStatus(e.Value)
 		if err != nil {
 			// One bad value should not hide what the other nodes say.
 			more = append(more, state.Fault{Key: state.Printable(e.Key), Reason: err.Error()})
 			continue
 		}
-		nodes = append(nodes, s)
+		have.nodes = append(have.nodes, s)
 	}
 	for _, trouble := range client.Troubles() {
 		more = append(more, state.Fault{Key: "etcd", Reason: trouble, Notice: true})
 	}
-	snapshot.Faults = slices.Concat(snapshot.Faults, more, elsewhere(snapshot, nodes))
-	return snapshot, nodes, nil
+	have.Faults = slices.Concat(have.Faults, more, elsewhere(have.Snapshot, have.nodes))
+	return have, nil
 }
 
 // elsewhere tells of VIPs that no living node of their target site announces, while
@@ -136,7 +138,7 @@ func elsewhere(s *state.Snapshot, nodes []*medwayv1.Status) (notices []state.Fau
 
 func writeTable(out io.Writer, s *state.Snapshot, nodes []*medwayv1.Status, only []string, now time.Time) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "VIP\tTARGET\tSITE\tNODE\tROLE\tMED\tCLAIM\tACTIVE\tINACT\tBGP\tNODE STATE")
+	fmt.Fprintln(w, "VIP\tTARGET\tAUTO\tSITE\tNODE\tOWNER\tROLE\tMED\tCLAIM\tACTIVE\tINACT\tBGP\tNODE STATE")
 	var why, locks []string
 	for _, vip := range vipNames(s, nodes) {
 		if len(only) > 0 && !slices.Contains(only, vip) {
@@ -153,14 +155,14 @@ func writeTable(out io.Writer, s *state.Snapshot, nodes []*medwayv1.Status, only
 				if v.Med != nil {
 					med = fmt.Sprint(*v.Med)
 				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\n", cell(vip), target(s, vip, v.Target),
-					cell(n.Site), cell(n.Node), cell(v.Role), med, cell(v.Claim), v.ActiveConnections, v.InactiveConnections,
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\n", cell(vip), target(s, vip, v.Target), automatic(s, vip),
+					cell(n.Site), cell(n.Node), owns(s, n, vip), cell(v.Role), med, cell(v.Claim), v.ActiveConnections, v.InactiveConnections,
 					sessions(n), nodeState(s, n, now))
 				why = append(why, fmt.Sprintf("%s on %s: %s", vip, n.Node, v.Reason))
 			}
 		}
 		if !served {
-			fmt.Fprintf(w, "%s\t%s\t-\t-\t-\t-\t-\t-\t-\t-\tno node\n", cell(vip), target(s, vip, s.Targets[vip].Site))
+			fmt.Fprintf(w, "%s\t%s\t%s\t-\t-\t-\t-\t-\t-\t-\t-\t-\tno node\n", cell(vip), target(s, vip, s.Targets[vip].Site), automatic(s, vip))
 			why = append(why, vip+": no agent of its groups has reported yet: "+groups(s.VIPs[vip]))
 		}
 		if l, locked := s.Locks[vip]; locked {
@@ -171,7 +173,11 @@ func writeTable(out io.Writer, s *state.Snapshot, nodes []*medwayv1.Status, only
 		return err
 	}
 	section(out, "Why", why)
-	section(out, "Locks (automatic switchover is off until the key is deleted)", locks)
+	section(out, "Nothing moves: etcd was restored, and these nodes have not written their claims anew", notJoined(s))
+	section(out, "Locks (nothing is switched automatically until medwayctl unlock VIP)", locks)
+	section(out, "Paused (nothing is switched automatically until medwayctl resume)", pauses(s, only))
+	section(out, "Drained (announces nothing until medwayctl node undrain NODE)", drains(s))
+	section(out, "Cold (connections were lost: stands back until it has caught up)", cold(s))
 	section(out, "Nodes", nodeNotes(s, nodes))
 	section(out, "Faults", faults(s, nodes))
 	section(out, "Notices", notices(s))
@@ -193,6 +199,84 @@ func describe(l state.Lock) string {
 		text += ": " + l.Reason
 	}
 	return text
+}
+
+// automatic says whether a VIP may switch by itself now.
+func automatic(s *state.Snapshot, vip string) string {
+	_, locked := s.Locks[vip]
+	switch v, known := s.VIPs[vip]; {
+	case !known:
+		return "-"
+	case !v.Automatic.Enabled:
+		return "off"
+	case locked:
+		return "locked"
+	case s.Paused(vip):
+		return "paused"
+	}
+	return "on"
+}
+
+// owns says whether a node answers for a VIP in its site.
+func owns(s *state.Snapshot, n *medwayv1.Status, vip string) string {
+	if o, ok := s.Owner(n.Site, vip); ok && o.Node == n.Node {
+		return "yes"
+	}
+	return "-"
+}
+
+// unjoined are the nodes that have not put the epoch of the store (PROTOCOL R13).
+func unjoined(s *state.Snapshot) (names []string) {
+	if s.Epoch.Revision == 0 {
+		return nil // never restored
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.Nodes)) {
+		if s.Epoch.Word == "" || s.Joined[name] != s.Epoch.Word {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+func notJoined(s *state.Snapshot) (lines []string) {
+	for _, name := range unjoined(s) {
+		line := fmt.Sprintf("%s: is in epoch %s, not in %s", name, orDash(s.Joined[name]), orDash(s.Epoch.Word))
+		if _, alive := s.Alive[name]; !alive {
+			line += "; it is silent: start its agent, or medwayctl forget " + name
+		}
+		lines = append(lines, line)
+	}
+	return lines
+}
+
+// pauses are that of all VIPs and those of some.
+func pauses(s *state.Snapshot, only []string) (lines []string) {
+	for _, vip := range slices.Sorted(maps.Keys(s.Pauses)) {
+		what := vip
+		if vip == "" {
+			what = "all VIPs"
+		} else if len(only) > 0 && !slices.Contains(only, vip) {
+			continue
+		}
+		lines = append(lines, what+": "+describeOrder(s.Pauses[vip]))
+	}
+	return lines
+}
+
+func drains(s *state.Snapshot) (lines []string) {
+	for _, name := range slices.Sorted(maps.Keys(s.Drains)) {
+		lines = append(lines, name+": "+describeOrder(s.Drains[name]))
+	}
+	return lines
+}
+
+func cold(s *state.Snapshot) (lines []string) {
+	for _, name := range slices.Sorted(maps.Keys(s.Alive)) {
+		if a := s.Alive[name]; a.Cold {
+			lines = append(lines, fmt.Sprintf("%s: its agent runs since %s", name, a.Since.UTC().Format(time.RFC3339)))
+		}
+	}
+	return lines
 }
 
 // nodeNotes are what a person should know of a node beside its VIPs.
@@ -247,8 +331,20 @@ func sessions(n *medwayv1.Status) string {
 	return fmt.Sprintf("%d/%d", up, len(n.Sessions))
 }
 
-// nodeState says whether a node lives; what it said last may be old.
+// nodeState says whether a node lives, and what keeps it from its work; what it
+// said last may be old.
 func nodeState(s *state.Snapshot, n *medwayv1.Status, now time.Time) string {
+	text := lives(s, n, now)
+	if s.Alive[n.Node].Cold {
+		text += ", cold"
+	}
+	if _, drained := s.Drains[n.Node]; drained {
+		text += ", drained"
+	}
+	return text
+}
+
+func lives(s *state.Snapshot, n *medwayv1.Status, now time.Time) string {
 	if _, alive := s.Alive[n.Node]; alive {
 		return "alive"
 	}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"fmt"
 	"io"
 	"maps"
 	"slices"
@@ -17,18 +16,45 @@ import (
 
 // document is what `status -o json` prints: all that the table shows.
 type document struct {
-	Revision int64             `json:"revision"`
-	VIPs     []vipDocument     `json:"vips"`
-	Alive    []string          `json:"alive"` // the nodes that hold their lease
-	Nodes    []json.RawMessage `json:"nodes"` // what each said last of itself
-	Faults   []faultDocument   `json:"faults"`
-	Notices  []faultDocument   `json:"notices"`
+	Revision int64         `json:"revision"`
+	VIPs     []vipDocument `json:"vips"`
+	Alive    []string      `json:"alive"` // the nodes that hold their lease
+	Cold     []string      `json:"cold"`  // those of them whose connections were lost
+	// Drains are by node.
+	Drains map[string]*orderDocument `json:"drains"`
+	// Pause is that of all VIPs.
+	Pause *orderDocument `json:"pause,omitempty"`
+	// NotJoined are the nodes that nothing moves for since etcd was restored.
+	Epoch     string            `json:"epoch,omitempty"`
+	NotJoined []string          `json:"not_joined"`
+	Nodes     []json.RawMessage `json:"nodes"` // what each said last of itself
+	Faults    []faultDocument   `json:"faults"`
+	Notices   []faultDocument   `json:"notices"`
 }
 
 type vipDocument struct {
-	VIP    string        `json:"vip"`
-	Target string        `json:"target"`
-	Lock   *lockDocument `json:"lock,omitempty"`
+	VIP    string `json:"vip"`
+	Target string `json:"target"`
+	// Automatic is whether it may switch by itself: on, off, locked or paused.
+	Automatic string            `json:"automatic"`
+	Owners    map[string]string `json:"owners"` // by site
+	Lock      *lockDocument     `json:"lock,omitempty"`
+	Pause     *orderDocument    `json:"pause,omitempty"`
+}
+
+// orderDocument is a drain or a pause; empty where its value can't be read.
+type orderDocument struct {
+	Since  *time.Time `json:"since,omitempty"`
+	By     string     `json:"by,omitempty"`
+	Reason string     `json:"reason,omitempty"`
+}
+
+func newOrderDocument(o state.Order) *orderDocument {
+	d := &orderDocument{By: o.By, Reason: o.Reason}
+	if !o.Since.IsZero() {
+		d.Since = &o.Since
+	}
+	return d
 }
 
 type lockDocument struct {
@@ -48,15 +74,35 @@ type faultDocument struct {
 func writeJSON(out io.Writer, s *state.Snapshot, nodes []*medwayv1.Status, only []string) error {
 	d := document{
 		Revision: s.Revision, VIPs: []vipDocument{}, Alive: slices.AppendSeq([]string{}, maps.Keys(s.Alive)),
+		Cold: []string{}, Drains: map[string]*orderDocument{}, Epoch: s.Epoch.Word, NotJoined: append([]string{}, unjoined(s)...),
 		Nodes: []json.RawMessage{}, Faults: []faultDocument{}, Notices: []faultDocument{},
 	}
 	slices.Sort(d.Alive)
+	for _, name := range d.Alive {
+		if s.Alive[name].Cold {
+			d.Cold = append(d.Cold, name)
+		}
+	}
+	for name, o := range s.Drains {
+		d.Drains[name] = newOrderDocument(o)
+	}
+	if o, paused := s.Pauses[""]; paused {
+		d.Pause = newOrderDocument(o)
+	}
 	shown := func(vip string) bool { return len(only) == 0 || slices.Contains(only, vip) }
 	for _, vip := range vipNames(s, nodes) {
 		if !shown(vip) {
 			continue
 		}
-		v := vipDocument{VIP: vip, Target: s.Targets[vip].Site}
+		v := vipDocument{VIP: vip, Target: s.Targets[vip].Site, Automatic: automatic(s, vip), Owners: map[string]string{}}
+		for site := range s.VIPs[vip].Groups {
+			if o, ok := s.Owner(site, vip); ok {
+				v.Owners[site] = o.Node
+			}
+		}
+		if o, paused := s.Pauses[vip]; paused {
+			v.Pause = newOrderDocument(o)
+		}
 		if l, locked := s.Locks[vip]; locked {
 			v.Lock = &lockDocument{From: l.From, To: l.To, By: l.By, Reason: l.Reason}
 			if !l.Since.IsZero() {
@@ -77,10 +123,5 @@ func writeJSON(out io.Writer, s *state.Snapshot, nodes []*medwayv1.Status, only 
 		}
 		*list = append(*list, faultDocument{f.Key, f.Reason})
 	}
-	text, err := json.MarshalIndent(d, "", "  ")
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprintf(out, "%s\n", text)
-	return err
+	return writeDocument(out, d)
 }

@@ -20,9 +20,10 @@ import (
 // has said what is wrong with it.
 func picture() (*state.Snapshot, []*medwayv1.Status) {
 	s := &state.Snapshot{
-		VIPs:    map[string]state.VIP{"sip-1": {}, "sip-2": {}},
+		VIPs:    map[string]state.VIP{"sip-1": {Automatic: state.Automatic{Enabled: true}, Groups: map[string]string{"dc1": "g", "dc2": "g"}}, "sip-2": {}},
 		Targets: map[string]state.Target{"sip-1": {Site: "dc1"}},
 		Alive:   map[string]state.Alive{"n1": {}},
+		Owners:  map[state.OwnerKey]state.Owner{{Site: "dc1", VIP: "sip-1"}: {Node: "n1", Lease: 1}, {Site: "dc2", VIP: "sip-1"}: {Node: "n2"}},
 		Faults:  []state.Fault{{Key: "/medway/v1/pools/sbc", Reason: "empty value"}},
 	}
 	up := &medwayv1.Session{Neighbor: "10.1.0.1", Established: true}
@@ -50,7 +51,7 @@ func picture() (*state.Snapshot, []*medwayv1.Status) {
 var now = time.Date(2024, 11, 22, 17, 0, 0, 0, time.UTC)
 
 func TestTable(t *testing.T) {
-	const head = "VIP    TARGET  SITE  NODE  ROLE            MED  CLAIM  ACTIVE  INACT  BGP  NODE STATE\n"
+	const head = "VIP    TARGET  AUTO  SITE  NODE  OWNER  ROLE            MED  CLAIM  ACTIVE  INACT  BGP  NODE STATE\n"
 	const faults = `
 Faults
   /medway/v1/pools/sbc: empty value
@@ -62,10 +63,10 @@ Faults
 		only []string
 		want string
 	}{
-		{"all", nil, head + `gone   -       dc1   n1    active          -    -      0       0      2/2  alive
-sip-1  dc1     dc1   n1    active          0    0      1234    5      2/2  alive
-sip-1  dc1     dc2   n2    backup          521  -      0       0      1/2  silent, last word 1m30s ago
-sip-2  -       dc1   n1    backup standby  -    none   0       0      2/2  alive
+		{"all", nil, head + `gone   -       -     dc1   n1    -      active          -    -      0       0      2/2  alive
+sip-1  dc1     on    dc1   n1    yes    active          0    0      1234    5      2/2  alive
+sip-1  dc1     on    dc2   n2    -      backup          521  -      0       0      1/2  silent, last word 1m30s ago
+sip-2  -       off   dc1   n1    -      backup standby  -    none   0       0      2/2  alive
 
 Why
   gone on n1: not in the plan any more
@@ -73,7 +74,7 @@ Why
   sip-1 on n2: target is dc1
   sip-2 on n1: target is dc2
 ` + faults},
-		{"one", []string{"sip-2"}, head + `sip-2  -       dc1   n1    backup standby  -    none   0       0      2/2  alive
+		{"one", []string{"sip-2"}, head + `sip-2  -       off   dc1   n1    -      backup standby  -    none   0       0      2/2  alive
 
 Why
   sip-2 on n1: target is dc2
@@ -108,7 +109,7 @@ func TestStatusTellsOfNodesAndLocks(t *testing.T) {
 	}
 	_, got, _ := strings.Cut(out.String(), "target is dc2\n")
 	want := `
-Locks (automatic switchover is off until the key is deleted)
+Locks (nothing is switched automatically until medwayctl unlock VIP)
   sip-1: since 2024-11-22T17:00:00Z, dc1 to dc2, by n2: packets in dc2
   sip-2: locked; why can't be read
 
@@ -128,6 +129,83 @@ Notices
 `
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// TestStatusTellsWhatKeepsTrafficWhereItIs: pauses, drains, cold nodes, and who is
+// missing after a restore of etcd.
+func TestStatusTellsWhatKeepsTrafficWhereItIs(t *testing.T) {
+	s, nodes := picture()
+	s.Faults = nil
+	s.Nodes = map[string]state.Node{"n1": {Schema: 3}, "n2": {Schema: 3}, "n3": {Schema: 3}}
+	s.Alive["n1"] = state.Alive{Since: now, Cold: true}
+	s.Epoch, s.Joined = state.Epoch{Word: "heron", Revision: 9}, map[string]string{"n1": "heron", "n2": "crane"}
+	s.Drains = map[string]state.Order{"n2": {Since: now, By: "alice", Reason: "new kernel"}}
+	s.Pauses = map[string]state.Order{"": {Since: now, By: "bob"}, "sip-1": {Malformed: true}, "sip-2": {Since: now}}
+	var out bytes.Buffer
+	if err := writeTable(&out, s, nodes[:2], []string{"sip-1"}, now); err != nil {
+		t.Fatal(err)
+	}
+	want := `VIP    TARGET  AUTO    SITE  NODE  OWNER  ROLE    MED  CLAIM  ACTIVE  INACT  BGP  NODE STATE
+sip-1  dc1     paused  dc1   n1    yes    active  0    0      1234    5      2/2  alive, cold
+sip-1  dc1     paused  dc2   n2    -      backup  521  -      0       0      1/2  silent, last word 1m30s ago, drained
+
+Why
+  sip-1 on n1: owner in the target site
+  sip-1 on n2: target is dc1
+
+Nothing moves: etcd was restored, and these nodes have not written their claims anew
+  n2: is in epoch crane, not in heron; it is silent: start its agent, or medwayctl forget n2
+  n3: is in epoch -, not in heron; it is silent: start its agent, or medwayctl forget n3
+
+Paused (nothing is switched automatically until medwayctl resume)
+  all VIPs: since 2024-11-22T17:00:00Z, by bob
+  sip-1: why can't be read
+
+Drained (announces nothing until medwayctl node undrain NODE)
+  n2: since 2024-11-22T17:00:00Z, by alice: new kernel
+
+Cold (connections were lost: stands back until it has caught up)
+  n1: its agent runs since 2024-11-22T17:00:00Z
+`
+	got, _, _ := strings.Cut(out.String(), "\nFaults\n")
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	out.Reset()
+	if err := writeJSON(&out, s, nodes, nil); err != nil {
+		t.Fatal(err)
+	}
+	var d document
+	if err := json.Unmarshal(out.Bytes(), &d); err != nil {
+		t.Fatal(err)
+	}
+	vip := d.VIPs[1]
+	d.VIPs, d.Nodes, d.Faults = nil, nil, nil
+	if diff := cmp.Diff(document{
+		Alive: []string{"n1"}, Cold: []string{"n1"}, Drains: map[string]*orderDocument{"n2": {&now, "alice", "new kernel"}},
+		Pause: &orderDocument{&now, "bob", ""}, Epoch: "heron", NotJoined: []string{"n2", "n3"}, Notices: []faultDocument{},
+	}, d); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff(vipDocument{VIP: "sip-1", Target: "dc1", Automatic: "paused", Owners: map[string]string{"dc1": "n1"}, Pause: &orderDocument{}}, vip); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// TestAutomatic: whether a VIP may switch by itself, on one word.
+func TestAutomatic(t *testing.T) {
+	order := map[string]state.Order{"sip-1": {}}
+	for want, s := range map[string]*state.Snapshot{
+		"-":      {},
+		"off":    {VIPs: map[string]state.VIP{"sip-1": {}}, Pauses: order, Locks: map[string]state.Lock{"sip-1": {}}},
+		"on":     {VIPs: map[string]state.VIP{"sip-1": {Automatic: state.Automatic{Enabled: true}}}, Pauses: map[string]state.Order{"sip-2": {}}},
+		"locked": {VIPs: map[string]state.VIP{"sip-1": {Automatic: state.Automatic{Enabled: true}}}, Pauses: order, Locks: map[string]state.Lock{"sip-1": {}}},
+		"paused": {VIPs: map[string]state.VIP{"sip-1": {Automatic: state.Automatic{Enabled: true}}}, Pauses: map[string]state.Order{"": {}}},
+	} {
+		if got := automatic(s, "sip-1"); got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
 	}
 }
 
@@ -182,7 +260,7 @@ func TestTableOfNothing(t *testing.T) {
 	if err := writeTable(&out, &state.Snapshot{}, nil, nil, now); err != nil {
 		t.Fatal(err)
 	}
-	if want := "VIP  TARGET  SITE  NODE  ROLE  MED  CLAIM  ACTIVE  INACT  BGP  NODE STATE\n"; out.String() != want {
+	if want := "VIP  TARGET  AUTO  SITE  NODE  OWNER  ROLE  MED  CLAIM  ACTIVE  INACT  BGP  NODE STATE\n"; out.String() != want {
 		t.Errorf("got %q", out.String())
 	}
 }
@@ -264,7 +342,7 @@ func TestJSONSaysAllThatTheTableDoes(t *testing.T) {
 			t.Error(diff)
 		}
 		want := document{
-			Revision: 7, VIPs: d.VIPs, Alive: []string{"n1"}, Nodes: d.Nodes,
+			Revision: 7, VIPs: d.VIPs, Alive: []string{"n1"}, Cold: []string{}, Drains: map[string]*orderDocument{}, NotJoined: []string{}, Nodes: d.Nodes,
 			Faults:  []faultDocument{{"/medway/v1/pools/sbc", "empty value"}},
 			Notices: []faultDocument{{"/medway/v1/vips/sip-1", "no node"}},
 		}
@@ -317,8 +395,8 @@ func TestVIPWithoutANode(t *testing.T) {
 	if err := writeTable(&out, s, nil, nil, now); err != nil {
 		t.Fatal(err)
 	}
-	want := `VIP    TARGET  SITE  NODE  ROLE  MED  CLAIM  ACTIVE  INACT  BGP  NODE STATE
-sip-1  dc1     -     -     -     -    -      -       -      -    no node
+	want := `VIP    TARGET  AUTO  SITE  NODE  OWNER  ROLE  MED  CLAIM  ACTIVE  INACT  BGP  NODE STATE
+sip-1  dc1     off   -     -     -      -     -    -      -       -      -    no node
 
 Why
   sip-1: no agent of its groups has reported yet: g1 in dc1, g2 in dc2

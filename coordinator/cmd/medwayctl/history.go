@@ -1,0 +1,125 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/medway-lb/medway/pkg/state"
+	"github.com/medway-lb/medway/pkg/store"
+)
+
+// eventDocument is an event in `history -o json`.
+type eventDocument struct {
+	VIP    string    `json:"vip"` // "" is all
+	At     time.Time `json:"at"`
+	What   string    `json:"what,omitempty"`
+	From   string    `json:"from,omitempty"`
+	To     string    `json:"to,omitempty"`
+	By     string    `json:"by,omitempty"`
+	Reason string    `json:"reason,omitempty"`
+	// Error says what is wrong with the key or its value.
+	Error string `json:"error,omitempty"`
+}
+
+func history(c *connection) *cobra.Command {
+	var output string
+	var last int
+	cmd := &cobra.Command{
+		Use:   "history [VIP]",
+		Short: "Show what was done: switchovers, locks, pauses, drains",
+		Long: `Show what was done to every VIP, or to one and to all of them together (such as the
+drain of a node), the newest last: automatic switchovers, and what people did with
+medwayctl. What was done with etcdctl leaves no trace here.
+
+Exit status: 0 also where there is nothing; 1 if etcd could not be read.`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkOutput(output); err != nil {
+				return err
+			}
+			if last < 0 {
+				return fmt.Errorf("flag --last: value %d: expected 0 or more", last)
+			}
+			prefixes := []string{state.HistoryPrefix}
+			if len(args) > 0 {
+				if err := state.CheckName(args[0]); err != nil {
+					return fmt.Errorf("VIP: %w", err)
+				}
+				prefixes = []string{state.HistoryOf(args[0]), state.HistoryOf("")}
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), c.timeout)
+			defer cancel()
+			client, err := c.open()
+			if err != nil {
+				return err
+			}
+			defer client.Close()
+			var entries []store.Entry
+			for _, prefix := range prefixes {
+				more, _, err := client.List(ctx, prefix)
+				if err != nil {
+					return fmt.Errorf("read %s: %w", prefix, err)
+				}
+				entries = append(entries, more...)
+			}
+			list := events(entries)
+			if last > 0 && len(list) > last {
+				list = list[len(list)-last:]
+			}
+			if output == "json" {
+				return writeDocument(cmd.OutOrStdout(), list)
+			}
+			return writeEvents(cmd.OutOrStdout(), list)
+		},
+	}
+	outputFlag(cmd, &output)
+	cmd.Flags().IntVarP(&last, "last", "n", 50, "how many of the newest; 0: all")
+	cmd.ValidArgsFunction = completer(c, 1, allVIPs)
+	return cmd
+}
+
+// events are those of the entries, the newest last. One that can't be read is
+// there all the same.
+func events(entries []store.Entry) []eventDocument {
+	list := []eventDocument{}
+	for _, e := range entries {
+		vip, at, err := state.ParseHistoryKey(e.Key)
+		if err != nil {
+			list = append(list, eventDocument{Error: err.Error()})
+			continue
+		}
+		d := eventDocument{VIP: vip, At: at}
+		if event, err := state.DecodeEvent(e.Value); err != nil {
+			d.Error = err.Error()
+		} else {
+			d.What, d.From, d.To, d.By, d.Reason = event.What, event.From, event.To, event.By, event.Reason
+		}
+		list = append(list, d)
+	}
+	slices.SortStableFunc(list, func(a, b eventDocument) int { return cmp.Or(a.At.Compare(b.At), cmp.Compare(a.VIP, b.VIP)) })
+	return list
+}
+
+func writeEvents(out io.Writer, list []eventDocument) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "TIME\tVIP\tWHAT\tFROM\tTO\tBY\tREASON")
+	for _, e := range list {
+		at, vip := "-", cmp.Or(e.VIP, "(all)")
+		if !e.At.IsZero() {
+			at = e.At.Format(time.RFC3339)
+		}
+		if e.Error != "" {
+			fmt.Fprintf(w, "%s\t%s\tcan't be read: %s\n", at, vip, state.Line(e.Error))
+			continue
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", at, vip, cell(e.What), cell(e.From), cell(e.To), cell(e.By), orDash(state.Line(e.Reason)))
+	}
+	return w.Flush()
+}

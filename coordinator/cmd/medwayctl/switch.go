@@ -1,0 +1,168 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/medway-lb/medway/pkg/state"
+	"github.com/medway-lb/medway/pkg/store"
+
+	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
+)
+
+func switchVIP(c *connection) *cobra.Command {
+	o, w := operation{connection: c}, waiting{}
+	var from, to string
+	cmd := &cobra.Command{
+		Use:   "switch VIP --to SITE",
+		Short: "Move a VIP's traffic to another site",
+		Long: `Put the target of a VIP, as etcdctl put /medway/v1/target_state/VIP SITE does, after
+looking whether the site is one of the VIP's and, with --from, whether the traffic
+is where it is thought to be; and note it in the history. A lock stays.
+
+A site that can't serve does not get the traffic: the other one keeps it, and
+medwayctl status says what it waits for.
+
+With --watch it follows until a node of the new site is active and none of another
+site is, as far as nodes that hold their lease tell.
+
+Exit status: 0 done; 1 an error; 2 with --dry-run: something would be written; 3 the
+target is put, and --watch has not seen the traffic move.`,
+		Example: `  medwayctl switch sip-1 --from dc1 --to dc2 --watch --timeout 1m`,
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := w.check(cmd, "watch", o.dryRun); err != nil {
+				return err
+			}
+			return o.do(cmd, func(ctx context.Context, client *store.Client, have *contents) error {
+				if err := o.switchVIP(ctx, client, have, args[0], from, to); err != nil || !w.on {
+					return err
+				}
+				return o.until(ctx, w.limit, func(ctx context.Context) (string, bool, error) {
+					return switched(ctx, client, have.Snapshot, args[0], to)
+				})
+			})
+		},
+	}
+	o.flags(cmd)
+	w.flags(cmd, "watch", "follow until the new site is active")
+	cmd.Flags().StringVar(&to, "to", "", "the `site` that should take the traffic")
+	cmd.Flags().StringVar(&from, "from", "", "refuse unless this is the `site` of the target now")
+	_ = cmd.MarkFlagRequired("to")
+	sites := completer(c, 0, func(h *contents, args []string) []string {
+		names := map[string]bool{}
+		for vip, v := range h.VIPs {
+			if len(args) == 0 || slices.Contains(args, vip) {
+				maps.Copy(names, keysOf(v.Groups))
+			}
+		}
+		return slices.Sorted(maps.Keys(names))
+	})
+	for _, flag := range []string{"to", "from"} {
+		_ = cmd.RegisterFlagCompletionFunc(flag, sites)
+	}
+	cmd.ValidArgsFunction = completer(c, 1, allVIPs)
+	return cmd
+}
+
+func (o *operation) switchVIP(ctx context.Context, client *store.Client, have *contents, vip, from, to string) error {
+	if err := have.checkVIP(vip); err != nil {
+		return err
+	}
+	groups, key := have.VIPs[vip].Groups, state.Key{Kind: state.KindTarget, A: vip}
+	group, ok := groups[to]
+	if !ok {
+		return fmt.Errorf("flag --to: value %s: expected a site of %s: %s", state.Quote(to), vip, strings.Join(slices.Sorted(maps.Keys(groups)), ", "))
+	}
+	now := "not known" // where the key is wrong, or not there
+	if t, ok := have.Targets[vip]; ok {
+		now = t.Site
+	}
+	switch {
+	case from != "" && from != now:
+		return fmt.Errorf("flag --from: value %s: the target is %s", state.Quote(from), now)
+	case now == to:
+		return fmt.Errorf("flag --to: value %s: the target is %s already", state.Quote(to), to)
+	}
+	if !slices.ContainsFunc(have.NodesOf(to, group), func(n string) bool { return have.able(n, vip) }) {
+		fmt.Fprintf(o.out, "note: no node of %s could take it now: each is dead, drained, cold or unable; the traffic stays until one can\n", to)
+	}
+	if lock, locked := have.Locks[vip]; locked {
+		fmt.Fprintf(o.out, "note: it stays locked, until medwayctl unlock %s: %s\n", vip, state.Line(describe(lock)))
+	}
+	var ch change
+	ch.put(have, key, []byte(to))
+	event := &medwayv1.Event{What: "switch", From: have.Targets[vip].Site, To: to}
+	revision, err := o.commit(ctx, client, have, ch, vip, event)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(o.out, "%s: target %s -> %s at revision %d\n", vip, now, to, revision)
+	return nil
+}
+
+// switched looks how far a switchover is: it is done when a node of the new site
+// announces a MED at or below the line, and no living node of another one does.
+func switched(ctx context.Context, client *store.Client, s *state.Snapshot, vip, to string) (line string, done bool, err error) {
+	target, _, err := client.Get(ctx, state.Key{Kind: state.KindTarget, A: vip}.String())
+	if err != nil {
+		return "", false, err
+	}
+	if now := strings.TrimSpace(string(target.Value)); now != to {
+		return "", false, fmt.Errorf("somebody else has changed the target to %s", state.Quote(now))
+	}
+	alive, err := living(ctx, client)
+	if err != nil {
+		return "", false, err
+	}
+	nodes, err := statuses(ctx, client)
+	if err != nil {
+		return "", false, err
+	}
+	top := s.Ladder.Active
+	if own := s.VIPs[vip].Announcement.Ladder; own != nil {
+		top = own.Active
+	}
+	line, done = progress(nodes, alive, vip, to, top)
+	return line, done, nil
+}
+
+// progress is what all nodes do for a VIP, on one line, and whether its traffic is
+// in the site that it should be in.
+func progress(nodes []*medwayv1.Status, alive map[string]bool, vip, to string, top uint32) (line string, done bool) {
+	var parts []string
+	there, elsewhere := false, false
+	for _, n := range nodes {
+		for _, v := range n.Vips {
+			if v.Vip != vip {
+				continue
+			}
+			text := n.Node + " " + v.Role
+			if v.Med != nil {
+				text += fmt.Sprintf(" %d", *v.Med)
+			}
+			carries := v.Med != nil && *v.Med <= top
+			switch {
+			case !alive[n.Node]:
+				text += " (silent)"
+			case n.Site == to:
+				there = there || carries && v.Target == to
+			case carries:
+				elsewhere = true
+				if v.Target == to {
+					text += ": " + v.Reason
+				}
+			}
+			parts = append(parts, text)
+		}
+	}
+	if len(parts) == 0 {
+		return "no node has said anything of it", false
+	}
+	return strings.Join(parts, ", "), there && !elsewhere
+}
