@@ -187,14 +187,22 @@ func (f *forgetting) watch(ctx context.Context) error {
 	var follower sync.WaitGroup
 	defer follower.Wait()
 	defer cancel(nil)
+	watching := make(chan struct{})
 	follower.Go(func() {
+		first := sync.OnceFunc(func() { close(watching) })
 		// It sees each change, so a node that comes back for a moment, too.
 		_ = f.client.Follow(ctx, state.Key{Kind: state.KindAlive}.String()+"/", func(u store.Update) {
+			defer first()
 			if slices.ContainsFunc(u.Put, func(e store.Entry) bool { return e.Key == f.aliveKey }) {
 				cancel(f.lives())
 			}
 		})
 	})
+	select {
+	case <-ctx.Done():
+		return f.ended(ctx)
+	case <-watching:
+	}
 	end := time.Now().Add(f.keep)
 	fmt.Fprintf(f.out, "%s: is dead; watches that it stays so for %s, until no router has its routes any more\n", f.node, f.keep)
 	ticker := time.NewTicker(pollInterval)
@@ -276,10 +284,10 @@ func (f *forgetting) write(ctx context.Context, have *contents) error {
 		written += len(c.puts) + len(c.deletes)
 	}
 	if f.delete {
-		fmt.Fprintf(f.out, "%s: deleted, %d keys\n", f.node, written)
+		fmt.Fprintf(f.out, "%s: deleted, keys removed: %d\n", f.node, written)
 		fmt.Fprintf(f.out, "note: its user in etcd is there yet: medwayctl init-etcd --prune, with all who stay\n")
 		return nil
 	}
-	fmt.Fprintf(f.out, "%s: forgotten, %d keys\n", f.node, written)
+	fmt.Fprintf(f.out, "%s: forgotten, keys written: %d\n", f.node, written)
 	return nil
 }

@@ -111,9 +111,9 @@ func writeEvents(out io.Writer, list []eventDocument) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "TIME\tVIP\tWHAT\tFROM\tTO\tBY\tREASON")
 	for _, e := range list {
-		at, vip := "-", cmp.Or(e.VIP, "(all)")
+		at, vip := "-", "-"
 		if !e.At.IsZero() {
-			at = e.At.Format(time.RFC3339)
+			at, vip = e.At.Format(time.RFC3339), cmp.Or(e.VIP, "(all)")
 		}
 		if e.Error != "" {
 			fmt.Fprintf(w, "%s\t%s\tcan't be read: %s\n", at, vip, state.Line(e.Error))

@@ -29,8 +29,10 @@ func initEtcd(c *connection) *cobra.Command {
 is the common name of a client's certificate; there are no passwords. Run it with the
 certificate of root, which etcd gives all rights (see certs).
 
-  node      reads /medway/v1/; writes its own nodes/NODE, alive/NODE, claims/NODE/ and
-            /medway/status/NODE, and owners/SITE/ of its site; nothing else
+  node      reads /medway/v1/ and /medway/status/; writes its own nodes/NODE, alive/NODE,
+            joined/NODE, claims/NODE/ and /medway/status/NODE, owners/SITE/ of its site,
+            and for automatic switchovers and restores target_state/, locks/, epoch and
+            /medway/history/; nothing else
   operator  reads and writes /medway/
   viewer    reads /medway/
 

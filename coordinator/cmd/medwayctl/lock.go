@@ -91,7 +91,7 @@ be written.`,
 					return err
 				}
 				if was, ok := have.Pauses[vip]; ok && !was.Malformed {
-					fmt.Fprintf(o.out, "%s: paused already %s\n", what, describeOrder(was))
+					fmt.Fprintf(o.out, "%s: paused already: %s\n", what, describeOrder(was))
 					return nil
 				}
 				var ch change
@@ -137,7 +137,7 @@ would be written.`,
 				if _, err := o.commit(ctx, client, have, ch, vip, &medwayv1.Event{What: "resume"}); err != nil {
 					return err
 				}
-				fmt.Fprintf(o.out, "%s: resumed; paused before %s\n", what, describeOrder(was))
+				fmt.Fprintf(o.out, "%s: resumed; it was paused: %s\n", what, describeOrder(was))
 				if rest := pausedStill(have, vip); rest != "" {
 					fmt.Fprintln(o.out, "note: paused still: "+rest)
 				}

@@ -20,7 +20,10 @@ import (
 )
 
 func node(c *connection) *cobra.Command {
-	cmd := &cobra.Command{Use: "node", Short: "Take a node out of service and back, and list all nodes", Args: cobra.NoArgs}
+	cmd := &cobra.Command{
+		Use: "node", Short: "Take a node out of service and back, and list all nodes", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
 	cmd.AddCommand(drain(c), undrain(c), listNodes(c))
 	return cmd
 }
@@ -75,7 +78,7 @@ func (o *operation) drain(ctx context.Context, client *store.Client, have *conte
 	}
 	key := drainKey(name)
 	if was, ok := have.Drains[name]; ok {
-		fmt.Fprintf(o.out, "%s: is drained already %s\n", name, describeOrder(was))
+		fmt.Fprintf(o.out, "%s: drained already: %s\n", name, describeOrder(was))
 		return have.entries[key.String()].ModRevision, nil
 	}
 	var alone []string
@@ -170,7 +173,7 @@ would be written.`,
 				if _, err := o.commit(ctx, client, have, ch, "", &medwayv1.Event{What: "undrain " + name}); err != nil {
 					return err
 				}
-				fmt.Fprintf(o.out, "%s: back in service; it was drained %s\n", name, describeOrder(was))
+				fmt.Fprintf(o.out, "%s: back in service; it was drained: %s\n", name, describeOrder(was))
 				return nil
 			})
 		},
