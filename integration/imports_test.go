@@ -51,6 +51,7 @@ var exceptions = []struct{ from, to, reason string }{
 	{"coordinator/cmd/medwayctl", "pkg/state", "until there is a coordinator to ask, it reads and writes etcd itself"},
 	{"coordinator/cmd/medwayctl", "pkg/intent", "it reads the files of intent"},
 	{"coordinator/cmd/medwayctl", "pkg/store", "until there is a coordinator to ask, it reads and writes etcd itself"},
+	{"coordinator/cmd/medwayctl", "pkg/plan", "until there is a coordinator to ask, it looks itself which node could serve"},
 	{"coordinator/cmd/medwayctl", "pkg/pki", "etcd's certificates are made before there can be a coordinator"},
 }
 

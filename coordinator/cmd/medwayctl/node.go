@@ -81,14 +81,16 @@ func (o *operation) drain(ctx context.Context, client *store.Client, have *conte
 		fmt.Fprintf(o.out, "%s: drained already: %s\n", name, describeOrder(was))
 		return have.entries[key.String()].ModRevision, nil
 	}
-	var alone []string
+	var kept []string
 	for _, vip := range slices.Sorted(maps.Keys(have.VIPs)) {
-		if v := have.VIPs[vip]; v.Groups[n.Site] == n.Group && !have.anyAble(vip, name, v) {
-			alone = append(alone, vip)
+		// Another node of the target's site, and otherwise any other node, lets it go.
+		needed := have.Targets[vip].Site == n.Site && !have.ableIn(n.Site, vip, name) || !have.ableAnywhere(vip, name)
+		if have.VIPs[vip].Groups[n.Site] == n.Group && needed {
+			kept = append(kept, vip)
 		}
 	}
-	if len(alone) > 0 {
-		fmt.Fprintf(o.out, "note: no other node could take %s now: each of the others is dead, drained, cold or unable\n", shortList(alone))
+	if len(kept) > 0 {
+		fmt.Fprintf(o.out, "note: it goes on with %s until another node can take over, or the target is another site: none can now\n", shortList(kept))
 	}
 	var ch change
 	ch.put(have, key, state.Encode(&medwayv1.Drain{Since: time.Now().UTC().Format(time.RFC3339), Reason: o.reason, By: o.by}))
@@ -97,16 +99,6 @@ func (o *operation) drain(ctx context.Context, client *store.Client, have *conte
 		fmt.Fprintf(o.out, "%s: drained from revision %d on\n", name, revision)
 	}
 	return revision, err
-}
-
-// anyAble tells whether a node other than the one named could take a VIP.
-func (h *contents) anyAble(vip, other string, v state.VIP) bool {
-	for site, group := range v.Groups {
-		if slices.ContainsFunc(h.NodesOf(site, group), func(n string) bool { return n != other && h.able(n, vip) }) {
-			return true
-		}
-	}
-	return false
 }
 
 // drained looks how far a drained node is, as it says itself. What it said before

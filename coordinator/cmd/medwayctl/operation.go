@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/medway-lb/medway/pkg/plan"
 	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
 
@@ -200,11 +201,22 @@ func (h *contents) checkSchema(nodes ...string) error {
 	return nil
 }
 
-// able tells whether a node could take a VIP's traffic, as far as etcd tells.
-func (h *contents) able(node, vip string) bool {
-	alive, lives := h.Alive[node]
-	_, drained := h.Drains[node]
-	return lives && !drained && !alive.Cold && !slices.Contains(alive.Unable, vip)
+// ableIn tells whether a node of a site, other than the one named, could take a
+// VIP's traffic.
+func (h *contents) ableIn(site, vip, other string) bool {
+	return slices.ContainsFunc(h.NodesOf(site, h.VIPs[vip].Groups[site]), func(n string) bool {
+		return n != other && plan.Able(h.Snapshot, n, vip)
+	})
+}
+
+// ableAnywhere is ableIn of all sites.
+func (h *contents) ableAnywhere(vip, other string) bool {
+	for site := range h.VIPs[vip].Groups {
+		if h.ableIn(site, vip, other) {
+			return true
+		}
+	}
+	return false
 }
 
 // describeOrder is a drain or a pause in words.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/medway-lb/medway/pkg/plan"
 	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
 
@@ -75,8 +76,7 @@ func (o *operation) switchVIP(ctx context.Context, client *store.Client, have *c
 		return err
 	}
 	groups, key := have.VIPs[vip].Groups, state.Key{Kind: state.KindTarget, A: vip}
-	group, ok := groups[to]
-	if !ok {
+	if _, ok := groups[to]; !ok {
 		return fmt.Errorf("flag --to: value %s: expected a site of %s: %s", state.Quote(to), vip, strings.Join(slices.Sorted(maps.Keys(groups)), ", "))
 	}
 	now := "not known" // where the key is wrong, or not there
@@ -89,8 +89,8 @@ func (o *operation) switchVIP(ctx context.Context, client *store.Client, have *c
 	case now == to:
 		return fmt.Errorf("flag --to: value %s: the target is %s already", state.Quote(to), to)
 	}
-	if !slices.ContainsFunc(have.NodesOf(to, group), func(n string) bool { return have.able(n, vip) }) {
-		fmt.Fprintf(o.out, "note: no node of %s could take it now: each is dead, drained, cold or unable; the traffic stays until one can\n", to)
+	if !have.ableIn(to, vip, "") {
+		fmt.Fprintf(o.out, "note: no node of %s could take it now: each is dead, drained, cold, unable or without a BGP session; the traffic stays until one can\n", to)
 	}
 	if lock, locked := have.Locks[vip]; locked {
 		fmt.Fprintf(o.out, "note: it stays locked, until medwayctl unlock %s: %s\n", vip, state.Line(describe(lock)))
@@ -124,11 +124,7 @@ func switched(ctx context.Context, client *store.Client, s *state.Snapshot, vip,
 	if err != nil {
 		return "", false, err
 	}
-	top := s.Ladder.Active
-	if own := s.VIPs[vip].Announcement.Ladder; own != nil {
-		top = own.Active
-	}
-	line, done = progress(nodes, alive, vip, to, top)
+	line, done = progress(nodes, alive, vip, to, plan.LadderOf(s, vip).Active)
 	return line, done, nil
 }
 
