@@ -64,7 +64,7 @@ func TestForget(t *testing.T) {
 	w.bad(`node "../n1" does not exist`, "forget", "../n1", "--reason", "x")
 	w.bad("node n1 lives (/medway/v1/alive/n1 exists): nothing was written", args("--yes")...)
 	w.bad("node n1 lives", args("--yes", "--dry-run")...)
-	w.die("n1")
+	w.n1Dies()
 	w.write("/medway/v1/alive/n1", "garbage") // whatever it is, somebody put it
 	w.bad("node n1 lives", args("--yes")...)
 	if _, _, err := w.client.Commit(t.Context(), nil, nil, []string{"/medway/v1/alive/n1"}); err != nil {
@@ -140,7 +140,7 @@ func (w *world) answer(answer, want string, args ...string) string {
 func TestForgetSeesANodeThatComesBack(t *testing.T) {
 	w := newWorld(t)
 	w.write(claim1, `{"med":"100"}`)
-	w.die("n1")
+	w.n1Dies()
 	said := signalling{of: "watches that it stays so", seen: make(chan struct{})}
 	done := make(chan error, 1)
 	go func() {
@@ -152,7 +152,7 @@ func TestForgetSeesANodeThatComesBack(t *testing.T) {
 	<-said.seen
 	w.live("n2", "{}") // another one's news is none
 	w.live("n1", "{}")
-	w.die("n1")
+	w.n1Dies()
 	if err := <-done; err == nil || !strings.Contains(err.Error(), "node n1 lives") {
 		t.Errorf("%v", err)
 	}
@@ -166,7 +166,7 @@ func TestForgetSeesANodeThatComesBack(t *testing.T) {
 func TestForgetIsFenced(t *testing.T) {
 	w := newWorld(t)
 	w.write(claim1, `{"med":"100"}`)
-	w.die("n1")
+	w.n1Dies()
 	have, err := load(t.Context(), w.client)
 	if err != nil {
 		t.Fatal(err)
@@ -181,7 +181,7 @@ func TestForgetIsFenced(t *testing.T) {
 			t.Errorf("delete %v, lives: %v", f.delete, err)
 		}
 	}
-	w.die("n1")
+	w.n1Dies()
 	w.write(claim1, `{"med":"50"}`)
 	for _, f.delete = range []bool{false, true} {
 		if err := f.write(t.Context(), have); err == nil || !strings.Contains(err.Error(), "nothing was written") {
@@ -196,7 +196,7 @@ func TestForgetIsFenced(t *testing.T) {
 // TestForgetOfManyVIPs takes more than one transaction.
 func TestForgetOfManyVIPs(t *testing.T) {
 	w := newWorld(t)
-	w.die("n1")
+	w.n1Dies()
 	for n := 0; n < 300; n += 100 {
 		var puts []store.Put
 		for i := range 100 {

@@ -100,10 +100,10 @@ func (w *world) put(puts ...store.Put) {
 	}
 }
 
-// die ends a node's lease.
-func (w *world) die(name string) {
+// n1Dies ends its lease.
+func (w *world) n1Dies() {
 	w.t.Helper()
-	if err := w.leases[name].Revoke(w.t.Context()); err != nil {
+	if err := w.leases["n1"].Revoke(w.t.Context()); err != nil {
 		w.t.Fatal(err)
 	}
 }
@@ -239,7 +239,7 @@ func TestDrainWaits(t *testing.T) {
 			w.status("n1", "dc1", 1e6, `"role":"withdrawn","claim":"100"`)
 		case "routers may have it yet":
 			w.status("n1", "dc1", 1e6, quiet)
-			w.die("n1")
+			w.n1Dies()
 		}
 	}
 	w.live("n1", `{"since":"2026-11-25T03:00:00Z"}`)
@@ -720,7 +720,7 @@ func TestOperationsPage(t *testing.T) {
 		for _, example := range strings.Split("\n"+string(block[1]), "\n$ ")[1:] {
 			line, want, _ := strings.Cut(example, "\n")
 			if line == "# the host dies" {
-				w.die("n1")
+				w.n1Dies()
 				continue
 			}
 			args := words(line)
