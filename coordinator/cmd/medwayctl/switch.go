@@ -90,7 +90,7 @@ func (o *operation) switchVIP(ctx context.Context, client *store.Client, have *c
 		return fmt.Errorf("flag --to: value %s: the target is %s already", state.Quote(to), to)
 	}
 	if !have.ableIn(to, vip, "") {
-		fmt.Fprintf(o.out, "note: no node of %s could take it now: each is dead, drained, cold, unable or without a BGP session; the traffic stays until one can\n", to)
+		fmt.Fprintf(o.out, "note: no node of %s could take it now, by what they say last: dead, drained, cold, unable or without a BGP session; the traffic stays until one can\n", to)
 	}
 	if lock, locked := have.Locks[vip]; locked {
 		fmt.Fprintf(o.out, "note: it stays locked, until medwayctl unlock %s: %s\n", vip, state.Line(describe(lock)))
