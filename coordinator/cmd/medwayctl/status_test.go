@@ -231,6 +231,9 @@ func TestFaultsThatOnlyNodesSee(t *testing.T) {
 func TestHostileTextDoesNotReachTheTerminal(t *testing.T) {
 	const bad = "\x1b[2J\u202e\u200f\a\u009b\nline\ttab"
 	s := &state.Snapshot{VIPs: map[string]state.VIP{"sip-1": {}}, Faults: []state.Fault{{Key: bad, Reason: bad}}, Locks: map[string]state.Lock{"sip-1": {Reason: bad, By: bad}}}
+	s.Drains, s.Pauses = map[string]state.Order{bad: {Reason: bad, By: bad}}, map[string]state.Order{bad: {Reason: bad, By: bad}}
+	s.Epoch, s.Joined, s.Nodes = state.Epoch{Word: bad, Revision: 1}, map[string]string{bad: bad + "x"}, map[string]state.Node{bad: {Site: bad}}
+	s.Alive = map[string]state.Alive{bad: {Cold: true}}
 	nodes := []*medwayv1.Status{{
 		Node: bad, Site: bad, Updated: bad, Version: bad, FromDisk: bad, Drift: &medwayv1.Drift{Mended: 1, At: bad, Last: []string{bad}},
 		Vips:     []*medwayv1.VIPStatus{{Vip: bad, Role: bad, Claim: bad, Target: bad, Reason: bad}, {Vip: "sip-1", Role: bad}},
