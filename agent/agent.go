@@ -64,6 +64,9 @@ type Agent struct {
 	found      *plan.Restore
 	held       bool
 	remembered *state.Snapshot
+	// led are the VIPs for which this node had a claim at or below the line, by
+	// what was on disk.
+	led map[string]bool
 	// withdrawn are the VIPs that a person has withdrawn.
 	withdrawn withdrawals
 	// results are what other goroutines have to tell the loop.

@@ -173,6 +173,7 @@ func (d *decider) serve(ctx context.Context, in plan.Input, next *time.Time) ([]
 		if _, decided := d.memory[vip]; !decided && in.Withdraw == nil && !d.anyReady(in.Snapshot.VIPs[vip]) {
 			continue
 		}
+		in.Led = d.led[vip] // only read since the start
 		in.CanServe, in.Rates = d.canServe(in.Snapshot, vip), d.ratesOf(vip)
 		if !in.CanServe || withdrawn[vip] != nil {
 			unable = append(unable, vip)

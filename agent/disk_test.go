@@ -11,8 +11,8 @@ import (
 	"github.com/medway-lb/medway/pkg/store"
 )
 
-// TestAStartWithoutEtcdServesFromDisk, above the line, and moves to etcd when it
-// comes back.
+// TestAStartWithoutEtcdServesFromDisk, above the line but where the process before
+// it stood, and moves to etcd when it comes back.
 func TestAStartWithoutEtcdServesFromDisk(t *testing.T) {
 	n := newActive(t)
 	n.claims(claim100)
@@ -22,12 +22,12 @@ func TestAStartWithoutEtcdServesFromDisk(t *testing.T) {
 	}
 	n.etcd.kill()
 	n.restart()
-	n.announces("203.0.113.10/32 110")
+	n.announces("203.0.113.10/32 101")
 	eventually(t, "says what it acts on", func() bool { return n.status().FromDisk != "" })
 	if s := n.agent.source(); s.Source != "disk" || s.Saved == nil || s.Fresh || s.Revision == 0 {
 		t.Errorf("%+v", s)
 	}
-	n.stays("nothing moves", func() bool { return n.speaker.routes() == "203.0.113.10/32 110" })
+	n.stays("nothing moves", func() bool { return n.speaker.routes() == "203.0.113.10/32 101" })
 
 	n.etcd.start(t)
 	n.announces("203.0.113.10/32 100")
@@ -174,9 +174,9 @@ func TestAStrangeStoreIsNotTaken(t *testing.T) {
 
 	n.restart()
 	eventually(t, "said", func() bool { return n.fault("etcd", "medway-agent accept") })
-	n.announces("203.0.113.10/32 110") // from its disk, so above the line
+	n.announces("203.0.113.10/32 101") // from its disk, so above the line
 	n.stays("nothing moves", func() bool {
-		return n.speaker.routes() == "203.0.113.10/32 110" && n.kernel.addresses() == "203.0.113.10"
+		return n.speaker.routes() == "203.0.113.10/32 101" && n.kernel.addresses() == "203.0.113.10"
 	})
 	if got := n.get("nodes/dc1-lvs-a").ModRevision; got != 0 {
 		t.Error("wrote into a store that is not accepted")
@@ -188,7 +188,7 @@ func TestAStrangeStoreIsNotTaken(t *testing.T) {
 	// An operator loads the intent again, and has it taken.
 	n.put("settings", settingsValue, "pools/sbc", poolValue, "backends/sbc/b1", backendValue,
 		"vips/v", vipValue("203.0.113.10"), "target_state/v", "dc1")
-	n.stays("nothing moves", func() bool { return n.speaker.routes() == "203.0.113.10/32 110" })
+	n.stays("nothing moves", func() bool { return n.speaker.routes() == "203.0.113.10/32 101" })
 	if !n.agent.accept() {
 		t.Fatal("nothing to accept")
 	}

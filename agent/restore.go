@@ -3,6 +3,8 @@ package agent
 import (
 	"crypto/rand"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -12,6 +14,8 @@ import (
 	"github.com/medway-lb/medway/pkg/plan"
 	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
+
+	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
 )
 
 // joining is the loop's part in PROTOCOL's R13, on which plan decides.
@@ -155,6 +159,24 @@ func (d *decider) joinsAtOnce(s *state.Snapshot, found *plan.Restore) (with leas
 		return d.joined(s.Epoch), true
 	}
 	return with, false
+}
+
+// unjoinedFaults tell who is waited for since a restore, and what to do about it.
+func (d *decider) unjoinedFaults(s *state.Snapshot) (faults []*medwayv1.Fault) {
+	names := map[string]bool{}
+	for _, vip := range plan.VIPs(s, d.self) {
+		for _, name := range plan.Unjoined(s, vip) {
+			names[name] = true
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		faults = append(faults, &medwayv1.Fault{
+			Subject: state.Key{Kind: state.KindJoined, A: name}.String(),
+			Reason: fmt.Sprintf("value %q: expected the epoch, %q: nothing moves until %s has joined; start its agent, or if that host is gone for good: medwayctl node forget %s",
+				s.Joined[name], s.Epoch.Word, name, name),
+		})
+	}
+	return faults
 }
 
 // randomWord is one that nobody else draws.

@@ -70,7 +70,16 @@ func (a *Agent) preload() {
 	for _, vip := range plan.VIPs(known, a.self) {
 		a.before[vip] = known.VIPs[vip]
 	}
-	a.disk, a.cluster, a.remembered = &s, s.Cluster, known
+	a.disk, a.cluster, a.remembered, a.led = &s, s.Cluster, known, map[string]bool{}
+	for _, e := range s.Entries {
+		k, err := state.ParseKey(e.Key)
+		if err != nil || k.Kind != state.KindClaim || k.A != a.self.Name {
+			continue
+		}
+		if med, err := state.Decode(k, e.Value); err == nil {
+			a.led[k.B] = med != state.NoMED && med.(state.MED) <= state.MED(plan.LadderOf(known, k.B).Active)
+		}
+	}
 }
 
 // refuseSnapshot puts a snapshot that can't be used aside, so that the next save

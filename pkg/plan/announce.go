@@ -19,6 +19,9 @@ type Input struct {
 	// Restored is true from the moment at which a restore of etcd is found until
 	// every node has joined the store's new epoch: [Hold.Look] says (R13).
 	Restored bool
+	// Led is true where the process before this one had a claim at or below the
+	// line, by what it left on disk (R8).
+	Led bool
 	// CanServe is true while the kernel agrees with the plan, Cold while the
 	// connection table has not caught up ([Cold]; R9).
 	CanServe, Cold bool
@@ -204,6 +207,8 @@ func (v view) above(role Role) string {
 	switch {
 	case !v.hasTarget:
 		return "no target_state is known"
+	case role == Unconfirmed:
+		return "the process before this one owned the VIP, and etcd can't be reached"
 	case role == ActiveStandby:
 		if owner, ok := v.Snapshot.Owner(v.Self.Site, v.vip); ok {
 			return fmt.Sprintf("%s owns the VIP in %s", owner.Node, v.Self.Site)

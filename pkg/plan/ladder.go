@@ -91,7 +91,7 @@ func (v view) ladder() (Role, state.MED) {
 	switch {
 	case !v.CanServe:
 		return LastResort, v.lastResort()
-	case inTarget && v.owns:
+	case inTarget && (v.owns || v.led()):
 		return Unconfirmed, state.MED(l.Unconfirmed + v.rank)
 	case inTarget:
 		return ActiveStandby, state.MED(l.Standby + v.rank)

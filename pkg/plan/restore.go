@@ -224,6 +224,14 @@ func (v view) hold(m *Memory, why string) Decision {
 	return d
 }
 
+// led says whether a process that can't know who owns the VIP stands where the one
+// before it stood: else a restart while nothing moves would let another node of
+// the site overtake it.
+func (v view) led() bool {
+	other := v.leased && v.owner.Node != v.Self.Name
+	return v.Led && !other && (!v.Fresh || v.unsettled() != "")
+}
+
 // keepOwnership is R9 meanwhile: who announces at or below the line stays the
 // owner, or becomes it again where its lease was lost with the store. Nobody else
 // takes an ownership.
