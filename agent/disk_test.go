@@ -237,3 +237,31 @@ func TestAStoreThatWentOnIsTaken(t *testing.T) {
 		t.Errorf("%v", n.status().Faults)
 	}
 }
+
+// TestARestartWithoutEtcdMovesNothing, also where another node of the site has a
+// better rank; nor does etcd's return.
+func TestARestartWithoutEtcdMovesNothing(t *testing.T) {
+	n := newNode(t)
+	b := n.beside("dc1-lvs-b", "dc1")
+	n.config.LeaseTTL, b.config.LeaseTTL = 6*time.Second, 6*time.Second // longer than it takes to come back
+	b.run()
+	b.announces("203.0.113.10/32 100")
+	n.run()
+	n.announces("203.0.113.10/32 110")
+	eventually(t, "on b's disk", func() bool {
+		s, err := store.LoadSnapshot(b.agent.snapshotFile(), "dc1-lvs-b")
+		return err == nil && strings.Contains(listed(s), "claims/dc1-lvs-b/v="+claim100) && strings.Contains(listed(s), "nodes/dc1-lvs-a=")
+	})
+	before := n.journal.len()
+	n.etcd.kill()
+	b.restart()
+	b.announces("203.0.113.10/32 102") // routers had its 100 so far, and prefer it to 110
+	b.stays("nothing moves", func() bool { return b.speaker.routes() == "203.0.113.10/32 102" })
+	n.etcd.start(t)
+	b.announces("203.0.113.10/32 100")
+	eventually(t, "a has seen it", func() bool { return n.agent.source().Fresh })
+	n.stays("", func() bool { return true })
+	if moved := n.journal.since(before); len(moved) > 0 {
+		t.Errorf("the standby moved: %q", moved)
+	}
+}
