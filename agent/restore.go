@@ -33,16 +33,8 @@ var epochKey = state.Key{Kind: state.KindEpoch}.String()
 // restored says whether a store that does not continue the one that this node
 // knew is a former state of it, and notes that. Caller holds a.mu.
 func (a *Agent) restored(u store.Update) bool {
-	nodes := map[string]state.Node{}
-	for _, e := range u.Put {
-		if k, err := state.ParseKey(e.Key); err == nil && k.Kind == state.KindNode {
-			if value, err := state.Decode(k, e.Value); err == nil {
-				nodes[k.A] = value.(state.Node)
-			}
-		}
-	}
 	known := a.cache.Snapshot()
-	if err := plan.Ours(nodes, known.Nodes, a.self.Name, a.machineID); err != nil {
+	if err := plan.Ours(nodesIn(u), known.Nodes, a.self.Name, a.machineID); err != nil {
 		a.foreign = fmt.Errorf("%w; %w", a.foreign, err)
 		return false
 	}
@@ -53,6 +45,19 @@ func (a *Agent) restored(u store.Update) bool {
 	a.foreign = nil
 	a.stores++
 	return true
+}
+
+// nodesIn are the nodes in a complete list.
+func nodesIn(u store.Update) map[string]state.Node {
+	nodes := map[string]state.Node{}
+	for _, e := range u.Put {
+		if k, err := state.ParseKey(e.Key); err == nil && k.Kind == state.KindNode {
+			if value, err := state.Decode(k, e.Value); err == nil {
+				nodes[k.A] = value.(state.Node)
+			}
+		}
+	}
+	return nodes
 }
 
 // newStore tells what the loop remembers that the store is another one.
