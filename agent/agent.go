@@ -335,6 +335,7 @@ type view struct {
 	saved    time.Time // of the disk's
 	foreign  error
 	found    *plan.Restore
+	stored   *state.Snapshot // what snapshot is made of while intent is held
 	// of the snapshot on disk
 	unusable, unsaved error
 	stores            int

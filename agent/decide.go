@@ -123,14 +123,14 @@ func (d *decider) step(ctx context.Context) error {
 		d.stores = now.stores
 		d.newStore(now)
 	}
-	stored, held := d.hold(&now)
+	held := d.hold(&now)
 	next := time.Now().Add(d.config.LeaseTTL / 4)
 	var writes []lease.Write
 	if now.from == etcd && now.foreign == nil {
-		if err := d.register(ctx, stored, now.found); err != nil {
+		if err := d.register(ctx, now.stored, now.found); err != nil {
 			return err
 		}
-		writes = append(writes, d.revive(stored)...)
+		writes = append(writes, d.revive(now.stored)...)
 	}
 	in := d.input(now)
 	in.Restored = held
@@ -142,7 +142,7 @@ func (d *decider) step(ctx context.Context) error {
 			return err
 		}
 		writes = append(writes, served...)
-		writes = append(writes, d.join(in, stored, now.found)...)
+		writes = append(writes, d.join(in, now.stored, now.found)...)
 	}
 	lease.Commit(ctx, d.store, writeTimeout, writes)
 	if due := d.published.Add(time.Duration(len(d.names)) * publishInterval); in.Now.Before(due) {
@@ -372,7 +372,7 @@ func (d *decider) register(ctx context.Context, s *state.Snapshot, found *plan.R
 	k := state.Key{Kind: state.KindNode, A: d.self.Name}
 	key := k.String()
 	have, ok := s.Nodes[d.self.Name]
-	d.usurper = ""
+	d.usurper, d.registered = "", ok
 	if ok && have.MachineID != d.machineID {
 		if d.speaking {
 			d.usurper = have.MachineID // it goes on serving, but moves nothing

@@ -22,7 +22,9 @@ import (
 type joining struct {
 	// intent is what operators want, as it was before a restore until that is over.
 	intent plan.Hold
-	// anew is true where the claims of all VIPs in the store are true under its epoch.
+	// registered is true while the node's key is there.
+	registered bool
+	// anew is true where the node has yet to join, and the claims of all VIPs in the store are true under its epoch.
 	anew bool
 	// epochAt and joinAt are when the epoch and the own joined may be written next.
 	epochAt, joinAt time.Time
@@ -71,27 +73,26 @@ func (d *decider) newStore(now view) {
 	}
 }
 
-// hold replaces the snapshot by that to act on, returns the one in the store, and
-// says whether they differ.
-func (d *decider) hold(now *view) (stored *state.Snapshot, held bool) {
-	stored = now.snapshot
-	now.snapshot, held = d.intent.Look(stored, d.self, now.found)
+// hold replaces the snapshot by that to act on, and says whether it is held.
+func (d *decider) hold(now *view) (held bool) {
+	now.stored = now.snapshot
+	now.snapshot, held = d.intent.Look(now.stored, d.self, now.found)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if !held && d.held {
-		d.log.Info("every node has joined etcd's epoch: things move again", zap.String("epoch", stored.Epoch.Word))
+		d.log.Info("every node has joined etcd's epoch: things move again", zap.String("epoch", now.stored.Epoch.Word))
 	}
 	d.held = held
 	if !held && d.found == now.found {
 		d.found = nil
 	}
-	return stored, held
+	return held
 }
 
 // claimedAnew says whether the node may join. A VIP that the kernel can't hold
 // has no route, and no claim that is too high.
 func (d *decider) claimedAnew(in plan.Input, s *state.Snapshot, decisions map[string]plan.Decision) bool {
-	if !in.Fresh || !in.Flushed {
+	if !in.Fresh || !in.Flushed || d.registered && !plan.Joins(s, d.self.Name) {
 		return false
 	}
 	for _, vip := range d.concerns(s, true) {
@@ -122,7 +123,7 @@ func (d *decider) join(in plan.Input, s *state.Snapshot, found *plan.Restore) (w
 			},
 		}}
 	}
-	if _, registered := s.Nodes[d.self.Name]; registered && d.anew && plan.Joins(s, d.self.Name) && !in.Now.Before(d.joinAt) {
+	if d.registered && d.anew && plan.Joins(s, d.self.Name) && !in.Now.Before(d.joinAt) {
 		d.joinAt = in.Now.Add(writeTimeout)
 		w := d.joined(s.Epoch)
 		w.Done = func(o lease.Outcome) {
@@ -167,19 +168,28 @@ func (d *decider) joinsAtOnce(s *state.Snapshot, found *plan.Restore) (with leas
 }
 
 // unjoinedFaults tell who is waited for since a restore, and what to do about it.
-func (d *decider) unjoinedFaults(s *state.Snapshot) (faults []*medwayv1.Fault) {
+func (d *decider) unjoinedFaults(now view) (faults []*medwayv1.Fault) {
+	if now.stored == nil {
+		return nil
+	}
 	names := map[string]bool{}
-	for _, vip := range plan.VIPs(s, d.self) {
-		for _, name := range plan.Unjoined(s, vip) {
-			names[name] = true
+	for _, s := range []*state.Snapshot{now.snapshot, now.stored} {
+		for _, vip := range plan.VIPs(s, d.self) {
+			for _, name := range plan.Unjoined(s, vip) {
+				names[name] = true
+			}
 		}
 	}
+	epoch := now.stored.Epoch.Word
 	for _, name := range slices.Sorted(maps.Keys(names)) {
-		faults = append(faults, &medwayv1.Fault{
-			Subject: state.Key{Kind: state.KindJoined, A: name}.String(),
-			Reason: fmt.Sprintf("value %q: expected the epoch, %q: nothing moves until %s has joined; start its agent, or if that host is gone for good: medwayctl node forget %s",
-				s.Joined[name], s.Epoch.Word, name, name),
-		})
+		key := state.Key{Kind: state.KindJoined, A: name}.String()
+		forget := "medwayctl forget " + name
+		if _, there := now.stored.Nodes[name]; !there {
+			forget = fmt.Sprintf("etcdctl put %s %s", key, epoch) // younger than the backup
+		}
+		faults = append(faults, &medwayv1.Fault{Subject: key, Reason: fmt.Sprintf(
+			"value %q: expected the epoch, %q: nothing moves until %s has joined; start its agent, or if that host is gone for good: %s",
+			now.stored.Joined[name], epoch, name, forget)})
 	}
 	return faults
 }

@@ -114,7 +114,7 @@ func TestARestoredBackup(t *testing.T) {
 			if got := n.word("claims/dc1-lvs-a/w"); got != claim100 {
 				t.Errorf("dc1 claims %s for what is not in the backup", got)
 			}
-			eventually(t, "who is waited for is shown", func() bool { return n.fault("joined/dc1-lvs-b", "medwayctl node forget dc1-lvs-b") })
+			eventually(t, "who is waited for is shown", func() bool { return n.fault("joined/dc1-lvs-b", "medwayctl forget dc1-lvs-b") })
 
 			// Over a restart, too: it takes its place above the line, and keeps the VIP.
 			epoch := n.get("epoch")

@@ -95,11 +95,15 @@ func Joins(s *state.Snapshot, node string) bool {
 
 // Unjoined lists the nodes of a VIP that have not joined the store's epoch, by
 // site and name. Without an epoch there are none.
-func Unjoined(s *state.Snapshot, vip string) (names []string) {
+func Unjoined(s *state.Snapshot, vip string) []string {
 	if s.Epoch.Revision == 0 {
 		return nil
 	}
-	for _, name := range nodesOf(s, vip) {
+	return unjoined(s, nodesOf(s, vip))
+}
+
+func unjoined(s *state.Snapshot, nodes []string) (names []string) {
+	for _, name := range nodes {
 		if s.Epoch.Word == "" || Joins(s, name) {
 			names = append(names, name)
 		}
@@ -193,7 +197,7 @@ func (v view) unsettled() string {
 	case s.Epoch.Revision == 0:
 		return ""
 	}
-	waits := Unjoined(s, v.vip)
+	waits := unjoined(s, v.nodes)
 	if Joins(s, v.Self.Name) && !slices.Contains(waits, v.Self.Name) {
 		waits = append(waits, v.Self.Name) // its own key is not there yet
 	}
