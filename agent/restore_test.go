@@ -210,3 +210,35 @@ func TestTheEpochIsPutAgain(t *testing.T) {
 	n.joins("1-", "dc1-lvs-a")
 	n.announces("203.0.113.10/32 100")
 }
+
+// TestAgentsRaceForTheEpoch: all find the restore at the same time, and one puts
+// the epoch.
+func TestAgentsRaceForTheEpoch(t *testing.T) {
+	n := newActive(t)
+	names := []string{"dc1-lvs-a"}
+	for _, name := range []string{"dc1-lvs-b", "dc1-lvs-c", "dc2-lvs-a", "dc2-lvs-b"} {
+		n.beside(name, name[:3]).run()
+		names = append(names, name)
+	}
+	n.joins("1-", names...)
+	n.claims(claim100)
+	backup := n.backup()
+	n.put("settings", settingsValue) // which is lost
+	n.restore(backup, bump...)
+	n.joins("2-", names...)
+	n.announces("203.0.113.10/32 100")
+
+	c, err := clientv3.New(clientv3.Config{Endpoints: []string{n.etcd.client}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	r, err := c.Get(t.Context(), "/medway/v1/epoch")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The backup's was the first version of the key.
+	if kv := r.Kvs[0]; kv.Version != 2 {
+		t.Errorf("the epoch was put %d times after the restore, last as %s", kv.Version-1, kv.Value)
+	}
+}
