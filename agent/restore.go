@@ -159,7 +159,7 @@ func (d *decider) joinsAtOnce(s *state.Snapshot, found *plan.Restore) (with leas
 		with = d.joined(state.Epoch{Word: word})
 		with.Puts = append(with.Puts, store.Put{Key: epochKey, Value: []byte(word)})
 		return with, true
-	case s.Epoch.Word == "":
+	case s.Epoch.Word == "" || !plan.Joins(s, d.self.Name):
 		return with, true
 	case newborn || d.anew:
 		return d.joined(s.Epoch), true
