@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .PHONY: help setup build generate lint test fuzz bench demo lab lab-shell lab-status lab-down clean
 
 GO        ?= go
-PROGRAMS  := medway-agent medwayctl medway-lab sbc etcd etcdctl
+PROGRAMS  := medway-agent medwayctl medway-lab sbc etcd etcdctl etcdutl
 # Static binaries: they also run where the lab's virtual machine has no libc of the same version.
 # -buildvcs is for --version, also where the environment turns it off.
 BUILD     := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=auto
@@ -27,6 +27,7 @@ build: ## Build all programs into bin/
 	@echo "[build] etcd"
 	@$(BUILD) -o bin/etcd go.etcd.io/etcd/server/v3
 	@$(BUILD) -o bin/etcdctl go.etcd.io/etcd/etcdctl/v3
+	@$(BUILD) -o bin/etcdutl go.etcd.io/etcd/etcdutl/v3
 
 generate: ## Make the Go code of proto/ (needs protobuf-compiler and libprotobuf-dev)
 	@mkdir -p bin

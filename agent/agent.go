@@ -59,6 +59,14 @@ type Agent struct {
 	accepted bool
 	stores   int
 	relist   context.CancelFunc
+	// found is a restore of etcd that is not over yet; held is true while intent is
+	// as it was before one, and remembered what was on disk at the start (R13).
+	found      *plan.Restore
+	held       bool
+	remembered *state.Snapshot
+	// led are the VIPs for which this node had a claim at or below the line, by
+	// what was on disk.
+	led map[string]bool
 	// withdrawn are the VIPs that a person has withdrawn.
 	withdrawn withdrawals
 	// results are what other goroutines have to tell the loop.
@@ -278,11 +286,12 @@ func (a *Agent) take(u store.Update) {
 // takes decides whether etcd's store may be acted on. One that is not the
 // continuation of what this node knows, be it from before or from its disk, was
 // emptied, replaced or restored: acting on it could take everything down, and
-// the claims in it say nothing of what routers hold. So nothing moves until a
-// person has looked. Caller holds a.mu.
+// the claims in it say nothing of what routers hold. Where it was restored the
+// nodes put that right among themselves (see restore.go); else nothing moves until
+// a person has looked. Caller holds a.mu.
 func (a *Agent) takes(u store.Update) bool {
 	if a.accepted && u.Reset {
-		a.accepted, a.foreign = false, nil
+		a.accepted, a.foreign, a.found = false, nil, nil
 		a.stores++
 		a.log.Warn("etcd's store was accepted", zap.Int64("revision", u.Revision))
 		return true
@@ -294,12 +303,13 @@ func (a *Agent) takes(u store.Update) bool {
 	case u.Restored:
 		a.foreign = fmt.Errorf("revision %d, after %d was seen", u.Revision, a.cache.Revision())
 	case a.disk != nil:
-		if a.foreign = a.disk.Continues(u); a.foreign != nil && a.loaded == nowhere {
-			a.loaded = disk
-		}
+		a.foreign = a.disk.Continues(u)
 	}
-	if a.foreign == nil {
+	if a.foreign == nil || a.restored(u) {
 		return true
+	}
+	if a.loaded == nowhere {
+		a.loaded = disk
 	}
 	a.log.Error("etcd's store is not the one that this node knew: nothing moves until \"medway-agent accept\"", zap.Error(a.foreign))
 	return false
@@ -324,6 +334,8 @@ type view struct {
 	from     source
 	saved    time.Time // of the disk's
 	foreign  error
+	found    *plan.Restore
+	stored   *state.Snapshot // what snapshot is made of while intent is held
 	// of the snapshot on disk
 	unusable, unsaved error
 	stores            int
@@ -332,7 +344,7 @@ type view struct {
 func (a *Agent) view() view {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	v := view{from: a.loaded, foreign: a.foreign, unusable: a.unusable, unsaved: a.unsaved, stores: a.stores}
+	v := view{from: a.loaded, foreign: a.foreign, found: a.found, unusable: a.unusable, unsaved: a.unsaved, stores: a.stores}
 	if a.disk != nil {
 		v.saved = a.disk.Saved
 	}

@@ -162,20 +162,24 @@ func (d *decider) revive(s *state.Snapshot) []lease.Write {
 }
 
 // putNode writes the node's key as it is read now: between the snapshot and this
-// another host may have taken it.
-func (d *decider) putNode(ctx context.Context, k state.Key, value []byte) error {
+// another host may have taken it. A key that is not there yet comes with more.
+func (d *decider) putNode(ctx context.Context, k state.Key, value []byte, with lease.Write) (done bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()
 	key := k.String()
-	entry, _, err := d.store.Get(ctx, key)
+	entry, found, err := d.store.Get(ctx, key)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if have, err := state.Decode(k, entry.Value); err == nil {
 		if node, ok := have.(state.Node); ok && node.MachineID != d.machineID {
-			return nil // the snapshot will show it
+			return true, nil // the snapshot will show it
 		}
 	}
-	_, _, err = d.store.Commit(ctx, []store.Guard{{Key: key, ModRevision: entry.ModRevision}}, []store.Put{{Key: key, Value: value}}, nil)
-	return err
+	guards, puts := []store.Guard{{Key: key, ModRevision: entry.ModRevision}}, []store.Put{{Key: key, Value: value}}
+	if !found {
+		guards, puts = append(guards, with.Guards...), append(puts, with.Puts...)
+	}
+	done, _, err = d.store.Commit(ctx, guards, puts, nil)
+	return done, err
 }

@@ -51,6 +51,7 @@ type decider struct {
 	// stores is the number of the store that memories are of.
 	stores int
 	takedown
+	joining
 	host   *plan.Host
 	resync time.Duration
 	// applied is the last run that is known, nil before the first.
@@ -120,20 +121,19 @@ func (d *decider) step(ctx context.Context) error {
 	d.tellFaults(now.snapshot)
 	if d.stores != now.stores {
 		d.stores = now.stores
-		for vip, m := range d.memory {
-			m.NewStore()
-			d.memory[vip] = m
-		}
+		d.newStore(now)
 	}
+	held := d.hold(&now)
 	next := time.Now().Add(d.config.LeaseTTL / 4)
 	var writes []lease.Write
 	if now.from == etcd && now.foreign == nil {
-		if err := d.register(ctx, now.snapshot); err != nil {
+		if err := d.register(ctx, now.stored, now.found); err != nil {
 			return err
 		}
-		writes = append(writes, d.revive(now.snapshot)...)
+		writes = append(writes, d.revive(now.stored)...)
 	}
 	in := d.input(now)
+	in.Restored = held
 	d.planKernel(in, &next)
 	// Nothing is announced before the kernel can serve it.
 	if d.applied != nil {
@@ -142,6 +142,7 @@ func (d *decider) step(ctx context.Context) error {
 			return err
 		}
 		writes = append(writes, served...)
+		writes = append(writes, d.join(in, now.stored, now.found)...)
 	}
 	lease.Commit(ctx, d.store, writeTimeout, writes)
 	if due := d.published.Add(time.Duration(len(d.names)) * publishInterval); in.Now.Before(due) {
@@ -172,6 +173,7 @@ func (d *decider) serve(ctx context.Context, in plan.Input, next *time.Time) ([]
 		if _, decided := d.memory[vip]; !decided && in.Withdraw == nil && !d.anyReady(in.Snapshot.VIPs[vip]) {
 			continue
 		}
+		in.Led = d.led[vip] // only read since the start
 		in.CanServe, in.Rates = d.canServe(in.Snapshot, vip), d.ratesOf(vip)
 		if !in.CanServe || withdrawn[vip] != nil {
 			unable = append(unable, vip)
@@ -192,7 +194,7 @@ func (d *decider) serve(ctx context.Context, in plan.Input, next *time.Time) ([]
 		if d.unannounced == nil || d.unannounced.Error() != err.Error() {
 			d.log.Error("can't announce", zap.Error(err))
 		}
-		d.unannounced = err
+		d.unannounced, d.anew = err, false
 		*next = earlier(*next, in.Now.Add(time.Second))
 		return candidacies, nil
 	}
@@ -204,6 +206,7 @@ func (d *decider) serve(ctx context.Context, in plan.Input, next *time.Time) ([]
 			d.forget(vip)
 		}
 	}
+	d.anew = d.claimedAnew(in, plain, decisions)
 	if !d.speaking && d.complete(withdrawn) {
 		if err := d.speaker.Start(ctx, d.takePlannedStop()); err != nil {
 			return nil, fmt.Errorf("BGP can't start: %w", err)
@@ -365,11 +368,11 @@ func (d *decider) input(now view) plan.Input {
 }
 
 // register writes what this node is, and refuses to be a second one of its name.
-func (d *decider) register(ctx context.Context, s *state.Snapshot) error {
+func (d *decider) register(ctx context.Context, s *state.Snapshot, found *plan.Restore) error {
 	k := state.Key{Kind: state.KindNode, A: d.self.Name}
 	key := k.String()
 	have, ok := s.Nodes[d.self.Name]
-	d.usurper = ""
+	d.usurper, d.registered = "", ok
 	if ok && have.MachineID != d.machineID {
 		if d.speaking {
 			d.usurper = have.MachineID // it goes on serving, but moves nothing
@@ -387,10 +390,18 @@ func (d *decider) register(ctx context.Context, s *state.Snapshot) error {
 	if ok && have == want && !malformed || time.Now().Before(d.registering) {
 		return nil
 	}
+	with, ready := d.joinsAtOnce(s, found)
+	if !ok && !ready {
+		return nil
+	}
 	d.registering = time.Now().Add(writeTimeout)
 	go func() {
-		if err := d.putNode(ctx, k, value); err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrDenied) { // that the store has told, once
+		done, err := d.putNode(ctx, k, value, with)
+		if err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrDenied) { // that the store has told, once
 			d.log.Warn("can't register the node", zap.Error(err))
+		}
+		if err == nil && !done {
+			d.later(func(d *decider) { d.registering = time.Now().Add(writeRetry) })
 		}
 	}()
 	return nil

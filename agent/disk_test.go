@@ -11,8 +11,8 @@ import (
 	"github.com/medway-lb/medway/pkg/store"
 )
 
-// TestAStartWithoutEtcdServesFromDisk, above the line, and moves to etcd when it
-// comes back.
+// TestAStartWithoutEtcdServesFromDisk, above the line but where the process before
+// it stood, and moves to etcd when it comes back.
 func TestAStartWithoutEtcdServesFromDisk(t *testing.T) {
 	n := newActive(t)
 	n.claims(claim100)
@@ -22,12 +22,12 @@ func TestAStartWithoutEtcdServesFromDisk(t *testing.T) {
 	}
 	n.etcd.kill()
 	n.restart()
-	n.announces("203.0.113.10/32 110")
+	n.announces("203.0.113.10/32 101")
 	eventually(t, "says what it acts on", func() bool { return n.status().FromDisk != "" })
 	if s := n.agent.source(); s.Source != "disk" || s.Saved == nil || s.Fresh || s.Revision == 0 {
 		t.Errorf("%+v", s)
 	}
-	n.stays("nothing moves", func() bool { return n.speaker.routes() == "203.0.113.10/32 110" })
+	n.stays("nothing moves", func() bool { return n.speaker.routes() == "203.0.113.10/32 101" })
 
 	n.etcd.start(t)
 	n.announces("203.0.113.10/32 100")
@@ -174,9 +174,9 @@ func TestAStrangeStoreIsNotTaken(t *testing.T) {
 
 	n.restart()
 	eventually(t, "said", func() bool { return n.fault("etcd", "medway-agent accept") })
-	n.announces("203.0.113.10/32 110") // from its disk, so above the line
+	n.announces("203.0.113.10/32 101") // from its disk, so above the line
 	n.stays("nothing moves", func() bool {
-		return n.speaker.routes() == "203.0.113.10/32 110" && n.kernel.addresses() == "203.0.113.10"
+		return n.speaker.routes() == "203.0.113.10/32 101" && n.kernel.addresses() == "203.0.113.10"
 	})
 	if got := n.get("nodes/dc1-lvs-a").ModRevision; got != 0 {
 		t.Error("wrote into a store that is not accepted")
@@ -188,7 +188,7 @@ func TestAStrangeStoreIsNotTaken(t *testing.T) {
 	// An operator loads the intent again, and has it taken.
 	n.put("settings", settingsValue, "pools/sbc", poolValue, "backends/sbc/b1", backendValue,
 		"vips/v", vipValue("203.0.113.10"), "target_state/v", "dc1")
-	n.stays("nothing moves", func() bool { return n.speaker.routes() == "203.0.113.10/32 110" })
+	n.stays("nothing moves", func() bool { return n.speaker.routes() == "203.0.113.10/32 101" })
 	if !n.agent.accept() {
 		t.Fatal("nothing to accept")
 	}
@@ -235,5 +235,33 @@ func TestAStoreThatWentOnIsTaken(t *testing.T) {
 	n.announces("203.0.113.11/32 100")
 	if n.fault("etcd", "") {
 		t.Errorf("%v", n.status().Faults)
+	}
+}
+
+// TestARestartWithoutEtcdMovesNothing, also where another node of the site has a
+// better rank; nor does etcd's return.
+func TestARestartWithoutEtcdMovesNothing(t *testing.T) {
+	n := newNode(t)
+	b := n.beside("dc1-lvs-b", "dc1")
+	n.config.LeaseTTL, b.config.LeaseTTL = 6*time.Second, 6*time.Second // longer than it takes to come back
+	b.run()
+	b.announces("203.0.113.10/32 100")
+	n.run()
+	n.announces("203.0.113.10/32 110")
+	eventually(t, "on b's disk", func() bool {
+		s, err := store.LoadSnapshot(b.agent.snapshotFile(), "dc1-lvs-b")
+		return err == nil && strings.Contains(listed(s), "claims/dc1-lvs-b/v="+claim100) && strings.Contains(listed(s), "nodes/dc1-lvs-a=")
+	})
+	before := n.journal.len()
+	n.etcd.kill()
+	b.restart()
+	b.announces("203.0.113.10/32 102") // routers had its 100 so far, and prefer it to 110
+	b.stays("nothing moves", func() bool { return b.speaker.routes() == "203.0.113.10/32 102" })
+	n.etcd.start(t)
+	b.announces("203.0.113.10/32 100")
+	eventually(t, "a has seen it", func() bool { return n.agent.source().Fresh })
+	n.stays("", func() bool { return true })
+	if moved := n.journal.since(before); len(moved) > 0 {
+		t.Errorf("the standby moved: %q", moved)
 	}
 }

@@ -25,7 +25,8 @@ func (n *node) beside(name, site string) *node {
 // that it knows so many connections to v.
 func (n *node) living(connections int) {
 	n.t.Helper()
-	n.put("nodes/dc2-lvs-a", `{"machine_id":"b","site":"dc2","group":"dc2-edge1","ipv4":"192.0.2.99","sync_address":"169.254.1.2","version":"1","schema":3}`)
+	n.put("nodes/dc2-lvs-a", `{"machine_id":"b","site":"dc2","group":"dc2-edge1","ipv4":"192.0.2.99","sync_address":"169.254.1.2","version":"1","schema":3}`,
+		"epoch", "1-x", "joined/dc2-lvs-a", "1-x")
 	lease, err := n.client.Grant(n.t.Context(), time.Hour)
 	if err != nil {
 		n.t.Fatal(err)

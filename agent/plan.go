@@ -156,12 +156,16 @@ func (c Config) stored(ctx context.Context, from string) (*state.Cache, *Preview
 	}
 	var unreachable error
 	if from != FromDisk {
-		cache.Snapshot() // which remembers the targets that are good
+		known := cache.Snapshot() // which also remembers the targets that are good
 		all, err := c.list(ctx, cache)
 		if err == nil {
 			p := &Preview{Source: FromEtcd, Revision: all.Revision}
 			if diskErr == nil {
 				p.NotTaken = disk.Continues(all)
+			}
+			// One that was restored is taken once all nodes have joined its epoch.
+			if p.NotTaken != nil && plan.Ours(nodesIn(all), known.Nodes, c.Node, known.Nodes[c.Node].MachineID) == nil {
+				p.NotTaken = nil
 			}
 			return cache, p, nil
 		}

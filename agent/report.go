@@ -111,6 +111,7 @@ func (d *decider) reportFaults(now view, with *state.Snapshot) (faults []*medway
 	if now.foreign != nil {
 		fault("etcd", "its store is not the one that this node knew (%v): nothing moves until \"medway-agent accept\"", now.foreign)
 	}
+	faults = append(faults, d.unjoinedFaults(now)...)
 	if d.usurper != "" {
 		fault("node", "another host (machine id %s) has this node's name: nothing moves", d.usurper)
 	}

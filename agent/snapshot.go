@@ -70,7 +70,16 @@ func (a *Agent) preload() {
 	for _, vip := range plan.VIPs(known, a.self) {
 		a.before[vip] = known.VIPs[vip]
 	}
-	a.disk, a.cluster = &s, s.Cluster
+	a.disk, a.cluster, a.remembered, a.led = &s, s.Cluster, known, map[string]bool{}
+	for _, e := range s.Entries {
+		k, err := state.ParseKey(e.Key)
+		if err != nil || k.Kind != state.KindClaim || k.A != a.self.Name {
+			continue
+		}
+		if med, err := state.Decode(k, e.Value); err == nil {
+			a.led[k.B] = med != state.NoMED && med.(state.MED) <= state.MED(plan.LadderOf(known, k.B).Active)
+		}
+	}
 }
 
 // refuseSnapshot puts a snapshot that can't be used aside, so that the next save
@@ -118,7 +127,9 @@ func (a *Agent) saveSnapshot(saved savedAs) savedAs {
 	s := store.Snapshot{Node: a.self.Name, Revision: now.revision, Cluster: a.cluster}
 	same := now.stores == saved.stores && now.revision == saved.revision
 	dated := fresh && a.foreign == nil && now.at.Sub(saved.at) >= datedInterval
-	due := a.loaded == etcd && (!same || dated)
+	// What was before a restore is kept until all have joined: a restart meanwhile
+	// needs it.
+	due := a.loaded == etcd && (!same || dated) && a.found == nil && !a.held
 	if due {
 		a.cache.Each(func(key string, value []byte, revision, lease int64) {
 			s.Entries = append(s.Entries, store.Entry{Key: key, Value: value, ModRevision: revision, Lease: lease})

@@ -56,6 +56,7 @@ func (d *decider) remember() {
 	if d.before != nil {
 		d.serving = d.before
 	}
+	d.intent = plan.NewHold(d.remembered)
 }
 
 // follow notes what has left the plan and what has come back.

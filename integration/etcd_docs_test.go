@@ -20,7 +20,7 @@ func TestEtcdDocs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, program := range []string{"etcd", "etcdctl", "medwayctl"} {
+	for _, program := range []string{"etcd", "etcdctl", "etcdutl", "medwayctl"} {
 		if _, err := os.Stat(filepath.Join(bin, program)); err != nil {
 			t.Skipf("SKIPPED: needs bin/%s", program)
 		}
@@ -63,8 +63,10 @@ func TestEtcdDocs(t *testing.T) {
 	if members != 3 || len(blocks) < 7 {
 		t.Errorf("%d members and %d blocks: are they still written as this test reads them?", members, len(blocks))
 	}
-	if info, err := os.Stat(filepath.Join(dir, "medway.db")); err != nil || info.Size() == 0 {
-		t.Errorf("the backup: %v", err)
+	for _, file := range []string{"medway.db", "repaired.db", "data-restored/member/snap/db"} {
+		if info, err := os.Stat(filepath.Join(dir, file)); err != nil || info.Size() == 0 {
+			t.Errorf("%s: %v", file, err)
+		}
 	}
 }
 

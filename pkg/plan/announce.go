@@ -16,6 +16,12 @@ type Input struct {
 	// Fresh is true while the snapshot comes from etcd and is confirmed to be
 	// current within half the lease's TTL (R7).
 	Fresh bool
+	// Restored is true from the moment at which a restore of etcd is found until
+	// every node has joined the store's new epoch: [Hold.Look] says (R13).
+	Restored bool
+	// Led is true where the process before this one had a claim at or below the
+	// line, by what it left on disk (R8).
+	Led bool
 	// CanServe is true while the kernel agrees with the plan, Cold while the
 	// connection table has not caught up ([Cold]; R9).
 	CanServe, Cold bool
@@ -52,12 +58,15 @@ type Decision struct {
 	Campaign, Resign bool
 	// Switch is an automatic switchover to make now, if any.
 	Switch *Switch
+	// Anew is true where the claim in the store was written under its epoch and
+	// is true: once it is for every VIP, the node may join ([Joins]; R13).
+	Anew bool
 	// Done says, of a withdrawn VIP, that no router has its routes any more, and
 	// that nothing of it is left in etcd that is this node's to mend.
 	Done bool
 }
 
-// Decide applies PROTOCOL's rules R1 to R10 and R12 to one VIP: it returns what
+// Decide applies PROTOCOL's rules R1 to R10, R12 and R13 to one VIP: it returns what
 // to announce and to claim now, and the memory to pass in next time. The
 // caller announces Decision.MED, writes Decision.Claim and reports the outcome
 // through Memory's methods.
@@ -67,7 +76,8 @@ func Decide(m Memory, in Input, vip string) (Memory, Decision) {
 		// The snapshot is older than our own last write.
 		v.claim = state.Claim{MED: m.Written, Revision: m.WrittenRevision}
 	}
-	if v.Withdraw == nil {
+	unsettled := v.unsettled()
+	if v.Withdraw == nil && (unsettled == "" || !m.Announcing || !m.farewellSince.IsZero()) {
 		v.Withdraw = v.silence(m)
 	}
 	if v.Withdraw == nil && !m.farewellSince.IsZero() {
@@ -75,9 +85,12 @@ func Decide(m Memory, in Input, vip string) (Memory, Decision) {
 		m.farewellSince, m.Announcing = time.Time{}, false
 	}
 	var d Decision
-	if v.Withdraw != nil {
+	switch {
+	case v.Withdraw != nil:
 		d = v.withdraw(&m)
-	} else {
+	case unsettled != "":
+		d = v.hold(&m, unsettled)
+	default:
 		d = v.decide(&m)
 	}
 	announces := d.MED != state.NoMED
@@ -90,9 +103,13 @@ func Decide(m Memory, in Input, vip string) (Memory, Decision) {
 	case m.flushedSince.IsZero():
 		m.flushedSince = in.Now
 	}
-	if d.Claim == nil {
+	switch {
+	case unsettled != "":
+		d.Claim = v.claimAnew(&m, &d)
+	case d.Claim == nil:
 		d.Claim = v.tidyClaim(&m, &d)
 	}
+	d.Anew = v.anew(d.MED)
 	if d.Claim != nil {
 		switch {
 		case m.Pending || !in.Fresh:
@@ -111,8 +128,12 @@ func Decide(m Memory, in Input, vip string) (Memory, Decision) {
 	if v.Withdraw != nil {
 		v.finish(&m, &d)
 	}
-	v.candidacy(&m, &d)
-	v.automatic(&m, &d)
+	if unsettled != "" {
+		v.keepOwnership(&d)
+	} else {
+		v.candidacy(&m, &d)
+		v.automatic(&m, &d)
+	}
 	m.Announced, m.Announcing = d.MED, announces
 	return m, d
 }
@@ -186,6 +207,8 @@ func (v view) above(role Role) string {
 	switch {
 	case !v.hasTarget:
 		return "no target_state is known"
+	case role == Unconfirmed:
+		return "the process before this one owned the VIP, and etcd can't be reached"
 	case role == ActiveStandby:
 		if owner, ok := v.Snapshot.Owner(v.Self.Site, v.vip); ok {
 			return fmt.Sprintf("%s owns the VIP in %s", owner.Node, v.Self.Site)

@@ -27,6 +27,7 @@ const (
 type view struct {
 	Input
 	vip       string
+	nodes     []string
 	meds      state.Ladder
 	line      state.MED
 	rank      uint32
@@ -52,7 +53,8 @@ func look(in Input, vip string) view {
 	v.CanServe = in.CanServe && !in.Cold
 	_, v.drained = s.Drains[in.Self.Name]
 	v.siteRank = uint32(siteRank(s.VIPs[vip], in.Self.Site))
-	for i, name := range nodesOf(s, vip) {
+	v.nodes = nodesOf(s, vip)
+	for i, name := range v.nodes {
 		if name == in.Self.Name {
 			v.rank = uint32(i)
 		}
@@ -91,7 +93,7 @@ func (v view) ladder() (Role, state.MED) {
 	switch {
 	case !v.CanServe:
 		return LastResort, v.lastResort()
-	case inTarget && v.owns:
+	case inTarget && (v.owns || v.led()):
 		return Unconfirmed, state.MED(l.Unconfirmed + v.rank)
 	case inTarget:
 		return ActiveStandby, state.MED(l.Standby + v.rank)

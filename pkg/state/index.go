@@ -79,3 +79,13 @@ func (s *Snapshot) NodesOf(site, group string) []string {
 func (s *Snapshot) SameIntent(other *Snapshot) bool {
 	return s.index != nil && s.index == other.index
 }
+
+// WithOrders returns the snapshot with all that operators want as it is in
+// another one: intent, targets, locks, drains and pauses.
+func (s *Snapshot) WithOrders(of *Snapshot) *Snapshot {
+	out := *of
+	out.Revision, out.Faults = s.Revision, s.Faults
+	out.Alive, out.Owners, out.Claims, out.claims = s.Alive, s.Owners, s.Claims, s.claims
+	out.Epoch, out.Joined = s.Epoch, s.Joined
+	return &out
+}

@@ -154,6 +154,15 @@ func (f *follower) list(ctx context.Context) error {
 	return nil
 }
 
+// maxAdvance is more revisions than a store goes on by between two looks of one
+// client: a month's at a hundred a second. `etcdutl snapshot restore --bump-revision`
+// adds more, so that no revision of before comes back: what is restored so can
+// have nothing else to tell it by.
+const maxAdvance = 1 << 28
+
+// bumped tells whether a store's revision was moved on by a restore.
+func bumped(before, now int64) bool { return now-before > maxAdvance }
+
 // contradicts tells whether a list can't follow from what was seen before. A
 // key last changed at or before our revision must be known with just that mod
 // revision; so this also finds a restored store that has meanwhile more
@@ -162,7 +171,7 @@ func (f *follower) contradicts(l listing) bool {
 	if f.known == nil {
 		return false
 	}
-	if l.cluster != f.cluster || l.revision < f.revision {
+	if l.cluster != f.cluster || l.revision < f.revision || bumped(f.revision, l.revision) {
 		return true
 	}
 	for _, e := range l.entries {

@@ -145,13 +145,17 @@ func LoadSnapshot(path, node string) (Snapshot, error) {
 // Continues says by an error that the store of a complete list can't be the
 // continuation of the one that the snapshot was taken from: it was emptied,
 // replaced, or restored from a backup. A store restored to a state that is newer
-// than all of the snapshot's keys can't be told from one that went on.
+// than all of the snapshot's keys can't be told from one that went on, unless its
+// revision was bumped.
 func (s Snapshot) Continues(u Update) error {
 	if s.Cluster != u.Cluster {
 		return fmt.Errorf("cluster %x, not %x", u.Cluster, s.Cluster)
 	}
 	if u.Revision < s.Revision {
 		return fmt.Errorf("revision %d, after %d was seen", u.Revision, s.Revision)
+	}
+	if bumped(s.Revision, u.Revision) {
+		return fmt.Errorf("revision %d, so far after %d that it was bumped by a restore", u.Revision, s.Revision)
 	}
 	known := make(map[string]int64, len(s.Entries))
 	for _, e := range s.Entries {

@@ -117,6 +117,7 @@ func TestSnapshotContinues(t *testing.T) {
 		"the same":             at(1, 10, s.Entries...),
 		"later":                at(1, 20, Entry{Key: "/a", ModRevision: 12}, Entry{Key: "/b", ModRevision: 9}, Entry{Key: "/c", ModRevision: 20}),
 		"keys deleted":         at(1, 11),
+		"a year later":         at(1, 200_000_000, s.Entries...),
 		"a key unknown so far": at(1, 10, Entry{Key: "/c", ModRevision: 3}), // under a lease, or malformed, then
 	} {
 		if err := s.Continues(u); err != nil {
@@ -127,6 +128,7 @@ func TestSnapshotContinues(t *testing.T) {
 		"another cluster":       at(2, 20, s.Entries...),
 		"empty":                 at(1, 1),
 		"behind":                at(1, 9, s.Entries...),
+		"bumped":                at(1, 1_000_000_009, s.Entries...),
 		"restored, and went on": at(1, 20, Entry{Key: "/a", ModRevision: 4}, Entry{Key: "/b", ModRevision: 7}),
 	} {
 		if err := s.Continues(u); err == nil {

@@ -168,11 +168,12 @@ func accept() *cobra.Command {
 	s := &socket{}
 	return s.flags(&cobra.Command{
 		Use:   "accept",
-		Short: "Take etcd's store as it is, after it was emptied, replaced or restored",
+		Short: "Take etcd's store as it is, after it was emptied or replaced",
 		Long: `An agent that finds an etcd that is not the continuation of what it knew (its
-revision went back, or it is another cluster) moves nothing, and goes on with
-what it knew: acting on an emptied store would take everything down. Look at what
-etcd holds now ("medwayctl status", "etcdctl get --prefix /medway/v1/"); this
+revision went back, or it is another cluster), and does not find its own node in
+it, moves nothing, and goes on with what it knew: acting on an emptied store would
+take everything down. (One that was restored from a backup needs no word: nothing
+moves until every node has joined its new epoch.) Look at what etcd holds now ("medwayctl status", "etcdctl get --prefix /medway/v1/"); this
 command then has it taken, whatever it holds.
 
 To go back to the right etcd instead, restart the agent on it.`,
