@@ -164,7 +164,7 @@ func (a *Agent) open(h host) (err error) {
 	if err != nil {
 		return err
 	}
-	a.keeper = lease.NewKeeper(a.store, a.config.LeaseTTL, a.alive, a.log.Named("lease"))
+	a.keeper = lease.NewKeeper(a.store, a.config.LeaseTTL, a.leaseFile(), bootID(), a.alive, a.log.Named("lease"))
 	passwords, err := a.config.BGP.passwords()
 	if err != nil {
 		return err
@@ -349,6 +349,8 @@ func poke(c chan struct{}) {
 	default:
 	}
 }
+
+func (a *Agent) leaseFile() string { return filepath.Join(a.config.StateDir, "lease") }
 
 func (a *Agent) plannedStopFile() string { return filepath.Join(a.config.StateDir, "planned-stop") }
 
