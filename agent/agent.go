@@ -74,6 +74,7 @@ type Agent struct {
 	drift    drift
 	status   reporter
 	observed observations
+	handover handover
 }
 
 // kernel is the host's data plane: everything but the routes that BGP carries.
@@ -89,6 +90,8 @@ type kernel interface {
 	arrived(ctx context.Context) (map[netip.Addr]arrivals, error)
 	// syncing says whether both sync daemons run.
 	syncing(ctx context.Context) (bool, error)
+	// packets counts those that came to VIPs since the host's boot.
+	packets(ctx context.Context) (uint64, error)
 	close()
 }
 
@@ -128,7 +131,7 @@ type host struct {
 func newAgent(config Config, log *zap.Logger, h host) (*Agent, error) {
 	a := &Agent{
 		config: config, self: config.self(), started: time.Now(), log: log,
-		cache: state.NewCache(), wake: make(chan struct{}, 1), replan: make(chan struct{}, 1),
+		cache: state.NewCache(), wake: make(chan struct{}, 1), replan: make(chan struct{}, 1), handover: newHandover(),
 	}
 	a.cache.Reserve(config.reserved())
 	if err := a.open(h); err != nil {
@@ -198,9 +201,9 @@ func (a *Agent) Close() {
 	}
 }
 
-// Run works until ctx ends, then stops in order: the kernel keeps its state,
-// and routers that know graceful restart keep the routes while the next agent
-// starts.
+// Run works until ctx ends, then stops in order: what other nodes announce is
+// handed over to them, routers that know graceful restart keep the other routes
+// while the next agent starts, and the kernel keeps its state.
 func (a *Agent) Run(ctx context.Context) error {
 	a.log.Info("agent starts", zap.String("version", Version()), zap.String("node", a.self.Name),
 		zap.String("site", a.self.Site), zap.String("group", a.self.Group))
@@ -209,7 +212,13 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err := a.inspect(ctx); err != nil {
 		return err
 	}
-	g, running := errgroup.WithContext(ctx)
+	working, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	g, running := errgroup.WithContext(working)
+	g.Go(func() error {
+		defer end()
+		return a.handOver(ctx, running)
+	})
 	g.Go(func() error { return a.followStore(running) })
 	g.Go(func() error { return a.keeper.Run(running) })
 	g.Go(func() error { return a.reconcile(running) })

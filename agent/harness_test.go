@@ -220,6 +220,12 @@ func (k *fakeKernel) syncing(context.Context) (bool, error) {
 	return !k.lost, nil
 }
 
+func (k *fakeKernel) packets(context.Context) (uint64, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.pps * uint64(time.Since(epoch).Milliseconds()) / 1000, nil
+}
+
 func (k *fakeKernel) close() { k.set(func(k *fakeKernel) { k.closed = true }) }
 
 // addresses prints the VIP addresses that the kernel holds.

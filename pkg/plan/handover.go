@@ -1,10 +1,6 @@
 package plan
 
-import (
-	"fmt"
-
-	"github.com/medway-lb/medway/pkg/state"
-)
+import "fmt"
 
 // HandOver is the withdrawal of a VIP by a node whose agent stops, nil where it
 // goes on to announce it: where nobody else would take the traffic, or where
