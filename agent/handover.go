@@ -11,8 +11,11 @@ import (
 )
 
 const (
-	// handOverTime bounds the hand-over of an agent that stops.
-	handOverTime = 5 * time.Second
+	// handOverTime bounds the hand-over of an agent that stops: a settle delay for
+	// the farewell, one more until routers have surely forgotten the route.
+	handOverTime = 10 * time.Second
+	// silenceTime bounds the wait for the last packet after it.
+	silenceTime = 5 * time.Second
 	// silencePoll is how long no packet may have come for the traffic to be gone.
 	silencePoll = 300 * time.Millisecond
 )
@@ -53,7 +56,7 @@ func (a *Agent) handOver(told, running context.Context) error {
 	select {
 	case <-a.handover.done:
 		if a.handover.all {
-			a.awaitSilence(ctx)
+			a.awaitSilence(running)
 		}
 	case <-ctx.Done():
 		a.log.Warn("not all was handed over in time: routers keep the rest for the next start", zap.Duration("limit", handOverTime))
@@ -67,6 +70,8 @@ func (a *Agent) handOver(told, running context.Context) error {
 // awaitSilence waits until no more packets come: a host that is shut down should
 // not go while some are on the way to it.
 func (a *Agent) awaitSilence(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, silenceTime)
+	defer cancel()
 	tick := time.NewTicker(silencePoll)
 	defer tick.Stop()
 	before, err := a.kernel.packets(ctx)
