@@ -75,7 +75,13 @@ type Agent struct {
 	status   reporter
 	observed observations
 	handover handover
+	// ready is closed once routers hear this node and others can count on it.
+	ready chan struct{}
 }
+
+// Ready is closed once a router has taken this node's routes, and the other nodes
+// can see that (where etcd can be reached): the next host may be restarted then.
+func (a *Agent) Ready() <-chan struct{} { return a.ready }
 
 // kernel is the host's data plane: everything but the routes that BGP carries.
 // It is used by one goroutine at a time, but for connections and arrived.
@@ -132,6 +138,7 @@ func newAgent(config Config, log *zap.Logger, h host) (*Agent, error) {
 	a := &Agent{
 		config: config, self: config.self(), started: time.Now(), log: log,
 		cache: state.NewCache(), wake: make(chan struct{}, 1), replan: make(chan struct{}, 1), handover: newHandover(),
+		ready: make(chan struct{}),
 	}
 	a.cache.Reserve(config.reserved())
 	if err := a.open(h); err != nil {

@@ -80,6 +80,7 @@ type decider struct {
 	// stopping is set once the agent was told to stop; handing is this step's part
 	// of the hand-over, handedOver is set at its end.
 	stopping, handedOver bool
+	toldReady            bool
 	handing              handing
 	timer                *time.Timer
 }
@@ -148,6 +149,7 @@ func (d *decider) step(ctx context.Context) error {
 			return err
 		}
 		writes = append(writes, served...)
+		d.tellReady(in)
 	}
 	lease.Commit(ctx, d.store, writeTimeout, writes)
 	if due := d.published.Add(time.Duration(len(d.names)) * publishInterval); in.Now.Before(due) {

@@ -105,16 +105,11 @@ func (d *decider) giveAway(in plan.Input, vip string) *plan.Withdrawal {
 	if !d.stopping || !d.speaking {
 		return nil
 	}
-	if !in.Fresh || !d.seenToStop(in.Snapshot) {
+	if !in.Fresh || plan.Heard(in.Snapshot, d.self.Name) {
 		d.handing.waits = d.handing.waits || in.Fresh
 		return nil
 	}
 	return plan.HandOver(in, vip)
-}
-
-// seenToStop says whether the node's alive key counts no sessions any more.
-func (d *decider) seenToStop(s *state.Snapshot) bool {
-	return s.Alive[d.self.Name].BGPSessions == 0
 }
 
 // note takes in what was decided on a VIP.
@@ -135,6 +130,20 @@ func (d *decider) beginHandOver() {
 	if !d.stopping && d.handover.stops() {
 		d.stopping, d.reviving = true, time.Time{}
 	}
+}
+
+// tellReady tells when the node has come back from a restart.
+func (d *decider) tellReady(in plan.Input) {
+	if d.toldReady || !d.speaking || in.Sessions == 0 || in.Fresh && !plan.Heard(in.Snapshot, d.self.Name) {
+		return
+	}
+	for _, s := range d.speaker.Sessions() {
+		if s.Established && s.Pending {
+			return
+		}
+	}
+	d.toldReady = true
+	close(d.Agent.ready)
 }
 
 // endHandOver tells when all is handed over.

@@ -52,6 +52,8 @@ func TestARestartIsWithoutATrace(t *testing.T) {
 			t.Errorf("stopped with the owner %+v, was %+v", got, owner)
 		}
 		n.restart()
+		<-n.agent.Ready()
+		n.awaitAble("dc1-lvs-a")
 		n.announces(active)
 		if got := n.get("owners/dc1/v"); got.ModRevision != owner.ModRevision || got.Lease != owner.Lease {
 			t.Errorf("the owner's key is %+v, was %+v", got, owner)

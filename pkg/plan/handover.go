@@ -1,6 +1,10 @@
 package plan
 
-import "fmt"
+import (
+	"fmt"
+
+	"github.com/medway-lb/medway/pkg/state"
+)
 
 // HandOver is the withdrawal of a VIP by a node whose agent stops, nil where it
 // goes on to announce it: where nobody else would take the traffic, or where
@@ -24,3 +28,6 @@ func HandOver(in Input, vip string) *Withdrawal {
 	}
 	return &Withdrawal{Reason: fmt.Sprintf("the agent stops, and %s announces the VIP", to), KeepOwnership: true}
 }
+
+// Heard says whether a node's sign of life tells that a router hears it.
+func Heard(s *state.Snapshot, node string) bool { return s.Alive[node].BGPSessions > 0 }
