@@ -63,7 +63,9 @@ func (a *Agent) handOver(told, running context.Context) error {
 	}
 	last, cancel := context.WithTimeout(running, time.Second)
 	defer cancel()
-	a.keeper.Prolong(last)
+	if err := a.keeper.Prolong(last); err != nil {
+		a.log.Warn("the next process has less time to resume the lease", zap.Error(err))
+	}
 	return context.Canceled
 }
 

@@ -80,10 +80,14 @@ func (k *Keeper) Run(ctx context.Context) error {
 
 // Prolong renews the lease once, if the node's view of etcd is fresh: the next
 // process of this node then has the whole TTL to resume it.
-func (k *Keeper) Prolong(ctx context.Context) {
-	if k.ID() != 0 && k.Fresh() {
-		k.renew(ctx)
+func (k *Keeper) Prolong(ctx context.Context) error {
+	k.mu.Lock()
+	lease := k.lease
+	k.mu.Unlock()
+	if lease == nil || !k.Fresh() {
+		return nil
 	}
+	return lease.Renew(ctx)
 }
 
 func (k *Keeper) renew(ctx context.Context) {
