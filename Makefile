@@ -21,6 +21,8 @@ build: ## Build all programs into bin/
 	@mkdir -p bin
 	@echo "[build] agent, tools, lab (the first time takes minutes)"
 	@$(BUILD) -o bin/medway-agent ./agent/cmd/medway-agent
+	@# Another build, which the tests upgrade to.
+	@$(BUILD) -ldflags "-X github.com/medway-lb/medway/agent.version=v0.0.0-other" -o bin/medway-agent-other ./agent/cmd/medway-agent
 	@$(BUILD) -o bin/medwayctl ./coordinator/cmd/medwayctl
 	@$(BUILD) -o bin/medway-lab ./integration/lab/cmd/medway-lab
 	@$(BUILD) -o bin/sbc ./integration/sbc/cmd/sbc

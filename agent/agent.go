@@ -82,7 +82,14 @@ type Agent struct {
 	drift    drift
 	status   reporter
 	observed observations
+	handover handover
+	// ready is closed once routers hear this node and others can count on it.
+	ready chan struct{}
 }
+
+// Ready is closed once a router has taken this node's routes, and the other nodes
+// can see that (where etcd can be reached): the next host may be restarted then.
+func (a *Agent) Ready() <-chan struct{} { return a.ready }
 
 // kernel is the host's data plane: everything but the routes that BGP carries.
 // It is used by one goroutine at a time, but for connections and arrived.
@@ -97,6 +104,8 @@ type kernel interface {
 	arrived(ctx context.Context) (map[netip.Addr]arrivals, error)
 	// syncing says whether both sync daemons run.
 	syncing(ctx context.Context) (bool, error)
+	// packets counts those that came to VIPs since the host's boot.
+	packets(ctx context.Context) (uint64, error)
 	close()
 }
 
@@ -136,7 +145,8 @@ type host struct {
 func newAgent(config Config, log *zap.Logger, h host) (*Agent, error) {
 	a := &Agent{
 		config: config, self: config.self(), started: time.Now(), log: log,
-		cache: state.NewCache(), wake: make(chan struct{}, 1), replan: make(chan struct{}, 1),
+		cache: state.NewCache(), wake: make(chan struct{}, 1), replan: make(chan struct{}, 1), handover: newHandover(),
+		ready: make(chan struct{}),
 	}
 	a.cache.Reserve(config.reserved())
 	if err := a.open(h); err != nil {
@@ -172,7 +182,7 @@ func (a *Agent) open(h host) (err error) {
 	if err != nil {
 		return err
 	}
-	a.keeper = lease.NewKeeper(a.store, a.config.LeaseTTL, a.alive, a.log.Named("lease"))
+	a.keeper = lease.NewKeeper(a.store, a.config.LeaseTTL, a.leaseFile(), bootID(), a.alive, a.log.Named("lease"))
 	passwords, err := a.config.BGP.passwords()
 	if err != nil {
 		return err
@@ -206,9 +216,9 @@ func (a *Agent) Close() {
 	}
 }
 
-// Run works until ctx ends, then stops in order: the kernel keeps its state,
-// and routers that know graceful restart keep the routes while the next agent
-// starts.
+// Run works until ctx ends, then stops in order: what other nodes announce is
+// handed over to them, routers that know graceful restart keep the other routes
+// while the next agent starts, and the kernel keeps its state.
 func (a *Agent) Run(ctx context.Context) error {
 	a.log.Info("agent starts", zap.String("version", Version()), zap.String("node", a.self.Name),
 		zap.String("site", a.self.Site), zap.String("group", a.self.Group))
@@ -217,7 +227,13 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err := a.inspect(ctx); err != nil {
 		return err
 	}
-	g, running := errgroup.WithContext(ctx)
+	working, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	g, running := errgroup.WithContext(working)
+	g.Go(func() error {
+		defer end()
+		return a.handOver(ctx, running)
+	})
 	g.Go(func() error { return a.followStore(running) })
 	g.Go(func() error { return a.keeper.Run(running) })
 	g.Go(func() error { return a.reconcile(running) })
@@ -361,6 +377,8 @@ func poke(c chan struct{}) {
 	default:
 	}
 }
+
+func (a *Agent) leaseFile() string { return filepath.Join(a.config.StateDir, "lease") }
 
 func (a *Agent) plannedStopFile() string { return filepath.Join(a.config.StateDir, "planned-stop") }
 

@@ -314,3 +314,6 @@ func (d *dataplane) syncing(ctx context.Context) (bool, error) {
 	have, err := d.ipvs.Daemons().Read(ctx)
 	return len(have) == 2, err
 }
+
+// packets counts those that came to VIPs, of any service.
+func (d *dataplane) packets(context.Context) (uint64, error) { return ipvs.Packets() }

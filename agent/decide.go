@@ -78,7 +78,12 @@ type decider struct {
 	// usurper is the machine id of another host that has taken this node's name
 	// while it serves.
 	usurper string
-	timer   *time.Timer
+	// stopping is set once the agent was told to stop; handing is this step's part
+	// of the hand-over, handedOver is set at its end.
+	stopping, handedOver bool
+	toldReady            bool
+	handing              handing
+	timer                *time.Timer
 }
 
 func (a *Agent) newDecider() *decider {
@@ -113,6 +118,8 @@ func (a *Agent) decide(ctx context.Context) error {
 }
 
 func (d *decider) step(ctx context.Context) error {
+	d.beginHandOver()
+	defer d.endHandOver()
 	d.hear()
 	now := d.view()
 	if now.snapshot == nil {
@@ -143,6 +150,7 @@ func (d *decider) step(ctx context.Context) error {
 		}
 		writes = append(writes, served...)
 		writes = append(writes, d.join(in, now.stored, now.found)...)
+		d.tellReady(in)
 	}
 	lease.Commit(ctx, d.store, writeTimeout, writes)
 	if due := d.published.Add(time.Duration(len(d.names)) * publishInterval); in.Now.Before(due) {
@@ -170,6 +178,9 @@ func (d *decider) serve(ctx context.Context, in plan.Input, next *time.Time) ([]
 		if _, leaves := d.leaving[vip]; leaves {
 			in.Withdraw = &plan.Withdrawal{Reason: notInPlan}
 		}
+		if in.Withdraw == nil {
+			in.Withdraw = d.giveAway(in, vip)
+		}
 		if _, decided := d.memory[vip]; !decided && in.Withdraw == nil && !d.anyReady(in.Snapshot.VIPs[vip]) {
 			continue
 		}
@@ -180,6 +191,7 @@ func (d *decider) serve(ctx context.Context, in plan.Input, next *time.Time) ([]
 		}
 		memory, decision := plan.Decide(d.memory[vip], in, vip)
 		memories[vip], decisions[vip] = memory, decision
+		d.handing.note(in.Withdraw, decision)
 		*next = earlier(*next, decision.Wake)
 		if decision.Claim != nil {
 			claims = append(claims, d.claim(vip, *decision.Claim))
@@ -195,6 +207,7 @@ func (d *decider) serve(ctx context.Context, in plan.Input, next *time.Time) ([]
 			d.log.Error("can't announce", zap.Error(err))
 		}
 		d.unannounced, d.anew = err, false
+		d.handing.waits = true
 		*next = earlier(*next, in.Now.Add(time.Second))
 		return candidacies, nil
 	}
@@ -207,7 +220,7 @@ func (d *decider) serve(ctx context.Context, in plan.Input, next *time.Time) ([]
 		}
 	}
 	d.anew = d.claimedAnew(in, plain, decisions)
-	if !d.speaking && d.complete(withdrawn) {
+	if !d.speaking && d.complete(withdrawn) && d.leaseKnown(in) {
 		if err := d.speaker.Start(ctx, d.takePlannedStop()); err != nil {
 			return nil, fmt.Errorf("BGP can't start: %w", err)
 		}
@@ -289,6 +302,13 @@ func (d *decider) complete(withdrawn map[string]*plan.Withdrawal) bool {
 		}
 	}
 	return true
+}
+
+// leaseKnown says whether the node knows by now what it owns: until the lease of
+// the process before is resumed it would announce a standby's MED, and another
+// node's would be the best.
+func (d *decider) leaseKnown(in plan.Input) bool {
+	return in.Lease != 0 || in.Now.Sub(d.started) > d.config.LeaseTTL
 }
 
 func (d *decider) anyReady(v state.VIP) bool {

@@ -144,6 +144,7 @@ type fakeKernel struct {
 	// many of these are a scan's, each with a connection of its own.
 	pps, scanned uint64
 	lost         bool // the connection table, at the start
+	looked       int  // how often packets were counted
 	closed       bool
 }
 
@@ -218,6 +219,13 @@ func (k *fakeKernel) syncing(context.Context) (bool, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return !k.lost, nil
+}
+
+func (k *fakeKernel) packets(context.Context) (uint64, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.looked++
+	return k.pps * uint64(time.Since(epoch).Milliseconds()) / 1000, nil
 }
 
 func (k *fakeKernel) close() { k.set(func(k *fakeKernel) { k.closed = true }) }

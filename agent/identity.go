@@ -16,9 +16,16 @@ import (
 	"github.com/medway-lb/medway/pkg/store"
 )
 
-// Version is the version of this build: the tag, or else the time and hash of the
+// version is set by who builds a package without version control:
+// -ldflags "-X github.com/medway-lb/medway/agent.version=v1.2.3".
+var version string
+
+// Version is the version of this build: what the linker was told, the tag, or else the time and hash of the
 // commit that it was built from, with "+dirty" where that is not all of it.
 func Version() string {
+	if version != "" {
+		return version
+	}
 	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" && info.Main.Version != "(devel)" {
 		return info.Main.Version
 	}

@@ -115,6 +115,7 @@ func (d *onFakes) connections(context.Context) (map[netip.Addr]connections, erro
 
 func (d *onFakes) arrived(context.Context) (map[netip.Addr]arrivals, error) { return nil, nil }
 
-func (d *onFakes) syncing(context.Context) (bool, error) { return true, nil }
+func (d *onFakes) syncing(context.Context) (bool, error)   { return true, nil }
+func (d *onFakes) packets(context.Context) (uint64, error) { return 0, nil }
 
 func (d *onFakes) close() {}

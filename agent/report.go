@@ -250,7 +250,7 @@ func (a *Agent) count(ctx context.Context, s *medwayv1.Status) {
 func (a *Agent) alive() store.Put {
 	established := uint32(0)
 	for _, s := range a.speaker.Sessions() {
-		if s.Established {
+		if s.Established && !a.handover.stops() { // others should not count on one that stops
 			established++
 		}
 	}

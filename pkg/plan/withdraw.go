@@ -13,16 +13,18 @@ type Withdrawal struct {
 	Reason string
 	// Now leaves out the farewell.
 	Now bool
+	// KeepOwnership leaves the ownership to the lease: the node comes back.
+	KeepOwnership bool
 }
 
 // withdraw takes a VIP's routes back: for one settle delay they are announced at
 // the last resort, so that routers move to another route while this one still
 // works, and then not at all. The claim follows as R3 says. The ownership goes
-// at once, for another node of the site to take.
+// at once, for another node of the site to take, unless it is to be kept.
 func (v view) withdraw(m *Memory) Decision {
 	d := Decision{
 		Role: Withdrawn, MED: state.NoMED, Reason: v.Withdraw.Reason,
-		Resign: v.Fresh && v.leased && v.owner.Node == v.Self.Name,
+		Resign: !v.Withdraw.KeepOwnership && v.Fresh && v.leased && v.owner.Node == v.Self.Name,
 	}
 	m.coveredSince, m.quietSince = time.Time{}, time.Time{}
 	if !m.Announcing || v.Withdraw.Now {
@@ -51,7 +53,7 @@ func (v view) finish(m *Memory, d *Decision) {
 		d.wake(end)
 		return
 	}
-	owned := v.leased && v.owner.Node == v.Self.Name
+	owned := !v.Withdraw.KeepOwnership && v.leased && v.owner.Node == v.Self.Name
 	d.Done = v.Fresh && v.claim.MED == state.NoMED && !v.claim.Malformed && !m.Pending &&
 		m.WrittenRevision <= v.Snapshot.Revision && !owned
 }

@@ -39,6 +39,16 @@ func (c *Client) Grant(ctx context.Context, ttl time.Duration) (*Lease, error) {
 	return &Lease{c: c, id: int64(r.ID), deadline: sent.Add(time.Duration(r.TTL) * time.Second)}, nil
 }
 
+// Resume takes up a lease that a former process of the caller's has got, and
+// renews it. [ErrLeaseLost] means that it is gone.
+func (c *Client) Resume(ctx context.Context, id int64) (*Lease, error) {
+	l := &Lease{c: c, id: id, deadline: time.Now()}
+	if err := l.Renew(ctx); err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
 // ID is what [Put.Lease] takes.
 func (l *Lease) ID() int64 { return l.id }
 

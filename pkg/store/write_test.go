@@ -95,8 +95,15 @@ func TestLease(t *testing.T) {
 	if d := l.Deadline(); d.Before(renewed.Add(2*time.Second)) || !d.After(granted) {
 		t.Errorf("renewed %v, deadline %v", renewed, d)
 	}
+	again, err := open(t, Config{}).Resume(deadline(t), l.ID())
+	if err != nil || again.ID() != l.ID() || again.Deadline().Before(l.Deadline()) {
+		t.Errorf("resumed: %+v, %v", again, err)
+	}
 	if err := l.Revoke(deadline(t)); err != nil {
 		t.Fatal(err)
+	}
+	if again, err := c.Resume(deadline(t), l.ID()); !errors.Is(err, ErrLeaseLost) || again != nil {
+		t.Errorf("resumed a revoked lease: %+v, %v", again, err)
 	}
 	m.until("delete", func() bool { return len(m.entries) == 0 })
 	if err := l.Renew(deadline(t)); !errors.Is(err, ErrLeaseLost) || !l.Deadline().IsZero() {

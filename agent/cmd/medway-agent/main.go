@@ -53,8 +53,9 @@ func run() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Follow etcd, keep the kernel as planned, announce the VIPs",
-		Long: `Run the agent in the foreground until SIGTERM or SIGINT. The kernel keeps its
-state then: a stop and a start under calls loses none.`,
+		Long: `Run the agent in the foreground until SIGTERM or SIGINT. What other nodes
+announce is handed over to them then, and the kernel keeps its state: a stop and
+a start under calls loses none.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := agent.LoadConfig(config)
@@ -77,6 +78,7 @@ state then: a stop and a start under calls loses none.`,
 				return err
 			}
 			defer a.Close()
+			go notify(cmd.Context(), a.Ready())
 			return a.Run(cmd.Context())
 		},
 	}

@@ -1,0 +1,33 @@
+package plan
+
+import (
+	"fmt"
+
+	"github.com/medway-lb/medway/pkg/state"
+)
+
+// HandOver is the withdrawal of a VIP by a node whose agent stops, nil where it
+// goes on to announce it: where nobody else would take the traffic, or where
+// that can't be known, routers should keep the route while the next process
+// starts (graceful restart). The ownership stays for that to find.
+func HandOver(in Input, vip string) *Withdrawal {
+	if !in.Fresh {
+		return nil
+	}
+	to := ""
+	for _, n := range nodesOf(in.Snapshot, vip) {
+		if n == in.Self.Name || !Able(in.Snapshot, n, vip) {
+			continue
+		}
+		if to == "" || in.Snapshot.Nodes[n].Site == in.Self.Site {
+			to = n
+		}
+	}
+	if to == "" {
+		return nil
+	}
+	return &Withdrawal{Reason: fmt.Sprintf("the agent stops, and %s announces the VIP", to), KeepOwnership: true}
+}
+
+// Heard says whether a node's sign of life tells that a router hears it.
+func Heard(s *state.Snapshot, node string) bool { return s.Alive[node].BGPSessions > 0 }
