@@ -127,20 +127,32 @@ func TestRouting(t *testing.T) {
 		t.Fatal(err)
 	}
 	announce(t, l, "dc1-lvs-a", 100)
+	announce(t, l, "dc1-lvs-b", 110)
 	announce(t, l, "dc2-lvs-a", 500)
+	announce(t, l, "dc2-lvs-b", 510)
 	wantRoutes(t, l, Transit, "dc1-edge 100", "dc2-edge 500")
 	wantRoutes(t, l, Transit2, "dc1-edge 2", "dc2-edge 4")
-	wantRoutes(t, l, "dc1-edge", "dc1-lvs-a 100", "dc2-edge 500")
-	wantRoutes(t, l, "dc2-edge", "dc1-edge 100", "dc2-lvs-a 500")
+	wantRoutes(t, l, "dc1-edge", "dc1-lvs-a 100", "dc1-lvs-b 110", "dc2-edge 500")
+	wantRoutes(t, l, "dc2-edge", "dc1-edge 100", "dc2-lvs-a 500", "dc2-lvs-b 510")
+
+	// Where the owner goes, its standby's route is there already.
+	if err := l.Stop(t.Context(), "dc1-lvs-a", "announcer", syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	wantRoutes(t, l, Transit, "dc1-edge 110", "dc2-edge 500")
+	wantRoutes(t, l, Transit2, "dc1-edge 3", "dc2-edge 4")
+	announce(t, l, "dc1-lvs-a", 100)
+	wantRoutes(t, l, Transit, "dc1-edge 100", "dc2-edge 500")
 
 	announce(t, l, "dc2-lvs-a", 50) // forced
 	wantRoutes(t, l, Transit, "dc2-edge 50", "dc1-edge 100")
 	wantRoutes(t, l, Transit2, "dc2-edge 1", "dc1-edge 2")
+	announce(t, l, "dc1-lvs-b", 510)
 	announce(t, l, "dc1-lvs-a", 500)
 	announce(t, l, "dc2-lvs-a", 100) // normalised
 	wantRoutes(t, l, Transit, "dc2-edge 100", "dc1-edge 500")
 	wantRoutes(t, l, Transit2, "dc2-edge 2", "dc1-edge 4")
-	wantRoutes(t, l, "dc1-edge", "dc2-edge 100", "dc1-lvs-a 500")
+	wantRoutes(t, l, "dc1-edge", "dc2-edge 100", "dc1-lvs-a 500", "dc1-lvs-b 510")
 	for _, router := range []string{Transit, Transit2} {
 		for _, vip := range []netip.Addr{VIP, VIP6} {
 			if out, err := l.Output(t.Context(), router, "ip", "route", "get", vip.String()); err != nil || !strings.Contains(out, "dev dc2-edge") {
@@ -152,8 +164,10 @@ func TestRouting(t *testing.T) {
 	if out, err := l.Birdc(Transit2, "show route all where net ~ 203.0.113.0/24"); err != nil || strings.Contains(out, "community") || strings.Contains(out, "med:") {
 		t.Errorf("%s: %v\n%s", Transit2, err, out)
 	}
-	if err := l.Stop(t.Context(), "dc2-lvs-a", "announcer", syscall.SIGTERM); err != nil {
-		t.Fatal(err)
+	for _, node := range []string{"dc2-lvs-b", "dc2-lvs-a"} {
+		if err := l.Stop(t.Context(), node, "announcer", syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
 	}
 	wantRoutes(t, l, Transit, "dc1-edge 500")
 
