@@ -33,21 +33,26 @@ type harm struct {
 	tool, want string
 }
 
-// harms by host. The one that carries the calls loses what it does not need at the
-// moment; the other, to which the calls will be switched, the rest.
-func harms(here, there lab.Node) map[string][]harm {
+// harms by host: the owner that carries the calls and the one to which they will be
+// switched, and the standbys of both. In the site that has the calls a host loses what
+// it does not need at the moment, in the other the rest.
+func harms(here, there lab.Node, standbyHere, standbyThere string) map[string][]harm {
 	rule := tee(there.Name)
-	tunnel := fmt.Sprintf("ipip remote %s local %s ttl 64", there.Addr, here.Addr)
 	return map[string][]harm{
 		here.Name: {
 			{"a TEE rule", []string{"iptables -t mangle " + strings.Replace(rule, "-A", "-D", 1)}, "iptables -t mangle -S MEDWAY-SYNC-OUT", rule},
+			{"a chain's rules", []string{"ip6tables -F MEDWAY-INPUT"}, "ip6tables -S MEDWAY-INPUT", "-A MEDWAY-INPUT -d 2001:db8:10::10/128 -j DROP"},
+			{
+				"a tunnel", []string{"ip link delete mw-" + there.Name},
+				"ip -d link show", fmt.Sprintf("ipip remote %s local %s ttl 64", there.Addr, here.Addr),
+			},
+		},
+		standbyHere: {
 			{
 				"a whole chain", []string{
 					"iptables -t mangle -D PREROUTING -j MEDWAY-SYNC-IN", "iptables -t mangle -F MEDWAY-SYNC-IN", "iptables -t mangle -X MEDWAY-SYNC-IN",
 				}, "iptables -t mangle -S", "-A PREROUTING -j MEDWAY-SYNC-IN",
 			},
-			{"a chain's rules", []string{"ip6tables -F MEDWAY-INPUT"}, "ip6tables -S MEDWAY-INPUT", "-A MEDWAY-INPUT -d 2001:db8:10::10/128 -j DROP"},
-			{"a tunnel", []string{"ip link delete mw-" + there.Name}, "ip -d link show", tunnel},
 			{"a sync daemon", []string{"ipvsadm --stop-daemon master"}, "ipvsadm -ln --daemon", "master sync daemon (mcast=sync01"},
 			{"a sysctl", []string{"sysctl -qw net.ipv4.vs.expire_nodest_conn=0"}, "sysctl net.ipv4.vs.expire_nodest_conn", "= 1"},
 		},
@@ -56,20 +61,22 @@ func harms(here, there lab.Node) map[string][]harm {
 				"a destination of calls", []string{"ipvsadm -d -t 203.0.113.10:5060 -r 10.1.0.21"},
 				"ipvsadm -Sn", "-a -t 203.0.113.10:5060 -r 10.1.0.21:5060 -i -w 2",
 			},
+			{"a service", []string{"ipvsadm -D -u 203.0.113.10:5060"}, "ipvsadm -Sn", "-A -u 203.0.113.10:5060 -s wrr"},
+			{"the device of the VIPs", []string{"ip link delete medway0"}, "ip address show", "inet 203.0.113.10/32"},
+		},
+		standbyThere: {
 			{
 				"a destination over IPv6", []string{"ipvsadm -d -t [2001:db8:10::10]:5060 -r [2001:db8:1::21]:5060"},
 				"ipvsadm -Sn", "-a -t [2001:db8:10::10]:5060 -r [2001:db8:1::21]:5060 -i -w 2",
 			},
-			{"a service", []string{"ipvsadm -D -u 203.0.113.10:5060"}, "ipvsadm -Sn", "-A -u 203.0.113.10:5060 -s wrr"},
 			{"a VIP address", []string{"ip address delete 203.0.113.10/32 dev medway0"}, "ip address show dev medway0", "inet 203.0.113.10/32"},
 			{"an IPv6 VIP address", []string{"ip address delete 2001:db8:10::10/128 dev medway0"}, "ip address show dev medway0", "inet6 2001:db8:10::10/128"},
-			{"the device of the VIPs", []string{"ip link delete medway0"}, "ip address show", "inet 203.0.113.10/32"},
 		},
 	}
 }
 
-// drift harms both sites' owners at once, one thing after the other on each, and
-// waits for each to be mended. Not a route may move.
+// drift harms all hosts at once, one thing after the other on each, and waits for
+// each to be mended. Not a route may move.
 func drift(t *testing.T, l *lab.Lab) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -86,7 +93,7 @@ func drift(t *testing.T, l *lab.Lab) {
 	here, _ := l.Topology().Node(owner(t, l, "dc1"))
 	there, _ := l.Topology().Node(owner(t, l, "dc2"))
 	var all sync.WaitGroup
-	for node, list := range harms(here, there) {
+	for node, list := range harms(here, there, standby(t, l, "dc1"), standby(t, l, "dc2")) {
 		all.Go(func() {
 			for _, h := range list {
 				if err := h.strike(ctx, l, node); err != nil {

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -124,6 +125,13 @@ func owner(t *testing.T, l *lab.Lab, site string) string {
 		t.Fatal(err)
 	}
 	return name
+}
+
+// standby is another LVS host of a site than the VIP's owner.
+func standby(t *testing.T, l *lab.Lab, site string) string {
+	t.Helper()
+	owner := owner(t, l, site)
+	return hosts[slices.IndexFunc(hosts, func(host string) bool { return strings.HasPrefix(host, site+"-") && host != owner })]
 }
 
 // ladder is the MED of every LVS host when a site is the target and nothing is under

@@ -131,7 +131,7 @@ func removedEvents(when time.Time, router, text string) []RouteEvent {
 }
 
 // followEvery is how often logs are looked at; events bear BIRD's own times.
-const followEvery = 20 * time.Millisecond
+const followEvery = 50 * time.Millisecond
 
 // FollowRoutes delivers the route events of the routers (none named: all) from now on,
 // until the context ends; then the channel is closed. What happens after it has
