@@ -159,7 +159,12 @@ func (d *drill) run(ctx context.Context) (err error) {
 
 // lookAround takes in what stands before the first call.
 func (d *drill) lookAround(ctx context.Context) error {
+	owners, err := d.owners(ctx)
+	if err != nil {
+		return err
+	}
 	for _, s := range d.lab.Topology().Sites {
+		d.say("%s owns the VIP in %s", owners[s.Name], s.Name)
 		routes, err := d.lab.Routes(s.Edge())
 		if err != nil {
 			return err
@@ -172,13 +177,6 @@ func (d *drill) lookAround(ctx context.Context) error {
 				}
 			}
 		}
-	}
-	owners, err := d.owners(ctx)
-	if err != nil {
-		return err
-	}
-	for _, s := range d.lab.Topology().Sites {
-		d.say("%s owns the VIP in %s", owners[s.Name], s.Name)
 	}
 	return nil
 }

@@ -74,8 +74,8 @@ func (l *Lab) StopAgent(ctx context.Context, node string, sig syscall.Signal) er
 	return l.Stop(ctx, node, "agent", sig)
 }
 
-// waitVIP waits until the transit's best route leads to the site, and the edges
-// have a route of each of their LVS hosts.
+// waitVIP waits until the transit's best route leads to the site, and every LVS host
+// can serve and says so to its edge.
 func (l *Lab) waitVIP(ctx context.Context, site Site) error {
 	err := until(ctx, 100*time.Millisecond, func() error {
 		for _, n := range l.topo.Role(RoleLVS) {
@@ -104,15 +104,20 @@ func (l *Lab) waitVIP(ctx context.Context, site Site) error {
 	return fmt.Errorf("announcement: %w%s", err, logs.String())
 }
 
-// allAnnounce names an LVS host that announces no address of the VIP.
+// allAnnounce names an LVS host that does not announce the VIP, or does so as the last
+// resort: it can't serve, or waits to learn the connections.
 func (l *Lab) allAnnounce() error {
 	meds, err := l.MEDs()
+	if err != nil {
+		return err
+	}
+	lastResort := Rungs[len(Rungs)-1].Community // the communities are those of the MEDs
 	for _, n := range l.topo.Role(RoleLVS) {
-		if _, ok := meds[n.Name]; !ok && err == nil {
-			err = fmt.Errorf("%s's edge router has no route of it to %s", n.Name, VIP)
+		if med, ok := meds[n.Name]; !ok || med >= lastResort {
+			return fmt.Errorf("%s does not serve %s yet: the MEDs are %v", n.Name, VIP, meds)
 		}
 	}
-	return err
+	return nil
 }
 
 // MEDs are what the edge routers hear from the LVS hosts of their site for the VIP,
