@@ -119,7 +119,8 @@ func (r Report) lines(sites []string, x func(time.Time) float64, value func(host
 			if !strings.HasPrefix(s.Node, site+"-") {
 				continue
 			}
-			p := append(past[s.Node], s)
+			past[s.Node] = append(past[s.Node], s)
+			p := past[s.Node]
 			for len(p) > 1 && s.At.Sub(p[1].At) >= window {
 				p = p[1:]
 			}
