@@ -153,6 +153,9 @@ func (r Report) meds(sites []string, x func(time.Time) float64) panel {
 			continue
 		}
 		l := line{label: before.Node, colour: palette[i%len(palette)], step: true, thin: !r.owned(before.Node)}
+		if !l.thin {
+			l.label += ", owner"
+		}
 		l.points = append(l.points, point{0, float64(before.MED)})
 		for _, e := range r.Routes {
 			if e.Kind == lab.RouteReceived && e.Session == before.Node && e.Prefix.Addr() == lab.VIP {
@@ -230,7 +233,7 @@ func (p panel) draw(b *strings.Builder, top float64) {
 		}
 		fmt.Fprintf(b, `<path d="%s" fill="none" stroke="%s" %s stroke-linejoin="round"/>`+"\n", path.String(), l.colour, stroke)
 		at := y(l.points[len(l.points)-1].y)
-		for slices.ContainsFunc(labels, func(other float64) bool { return math.Abs(other-at) < 14 }) {
+		for slices.ContainsFunc(labels, func(other float64) bool { return math.Abs(other-at) < 12 }) {
 			at += 14
 		}
 		labels = append(labels, at)

@@ -79,7 +79,7 @@ func TestPictureNamesWhatItShows(t *testing.T) {
 	if paths != 8 {
 		t.Errorf("%d lines, expected one for each site in two panels and one for each host in the third", paths)
 	}
-	demandTexts(t, texts, "2 live SIP calls moved between data centres: 0 lost", "put dc2", "dc1", "dc2", "dc1-lvs-a", "dc1-lvs-b", "dc2-lvs-a", "dc2-lvs-b",
+	demandTexts(t, texts, "2 live SIP calls moved between data centres: 0 lost", "put dc2", "dc1", "dc2", "dc1-lvs-a, owner", "dc1-lvs-b", "dc2-lvs-a, owner", "dc2-lvs-b",
 		"MED of each site's owner, and of its standby (thin), as its edge router hears it (lower wins)", "50", "100", "500", "seconds")
 }
 
@@ -110,7 +110,7 @@ func TestPictureAddsHostsUp(t *testing.T) {
 	for _, l := range r.meds([]string{"dc1", "dc2"}, x).lines {
 		thin[l.label] = l.thin
 	}
-	if want := map[string]bool{"dc1-lvs-a": false, "dc1-lvs-b": true, "dc2-lvs-a": false, "dc2-lvs-b": true}; !maps.Equal(thin, want) {
+	if want := map[string]bool{"dc1-lvs-a, owner": false, "dc1-lvs-b": true, "dc2-lvs-a, owner": false, "dc2-lvs-b": true}; !maps.Equal(thin, want) {
 		t.Errorf("thin lines %v, expected %v", thin, want)
 	}
 }
