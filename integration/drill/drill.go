@@ -159,7 +159,13 @@ func (d *drill) run(ctx context.Context) (err error) {
 
 // lookAround takes in what stands before the first call.
 func (d *drill) lookAround(ctx context.Context) error {
-	owners, err := d.owners(ctx)
+	var owners map[string]string
+	err := Until(ctx, switchTimeout, func() (err error) {
+		if owners, err = d.owners(ctx); err == nil && len(owners) < len(d.lab.Topology().Sites) {
+			err = fmt.Errorf("only these sites have an owner of the VIP: %v", owners)
+		}
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -181,23 +187,19 @@ func (d *drill) lookAround(ctx context.Context) error {
 	return nil
 }
 
-// owners are the LVS hosts that own the VIP, by site, as soon as every site has one.
+// owners are the LVS hosts that own the VIP, by site; a site without one is left out.
 func (d *drill) owners(ctx context.Context) (map[string]string, error) {
 	owners := map[string]string{}
-	err := Until(ctx, switchTimeout, func() error {
-		for _, s := range d.lab.Topology().Sites {
-			owner, err := d.lab.Owner(ctx, s.Name)
-			if err == nil && owner == "" {
-				err = fmt.Errorf("no node owns the VIP in %s", s.Name)
-			}
-			if err != nil {
-				return err
-			}
+	for _, s := range d.lab.Topology().Sites {
+		owner, err := d.lab.Owner(ctx, s.Name)
+		if err != nil {
+			return nil, err
+		}
+		if owner != "" {
 			owners[s.Name] = owner
 		}
-		return nil
-	})
-	return owners, err
+	}
+	return owners, nil
 }
 
 // finish ends the calls and collects what the tools have counted.
@@ -334,11 +336,11 @@ func connections(ctx context.Context, l *lab.Lab, host string, kinds []Traffic) 
 
 // change puts the target and follows what comes of it.
 func (d *drill) change(ctx context.Context, s *Switch) error {
-	d.say("etcdctl put /medway/v1/target_state/%s %s", lab.VIPName, s.To)
 	var err error
 	if s.Owners, err = d.owners(ctx); err != nil {
 		return err
 	}
+	d.say("etcdctl put /medway/v1/target_state/%s %s", lab.VIPName, s.To)
 	s.Put, s.Best = time.Now(), map[string]time.Time{}
 	for _, p := range d.lab.Topology().Providers {
 		s.Best[p.Router] = time.Time{}
