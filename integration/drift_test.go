@@ -3,6 +3,7 @@ package integration
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -15,9 +16,6 @@ import (
 	"github.com/medway-lb/medway/integration/drill"
 	"github.com/medway-lb/medway/integration/lab"
 )
-
-// hosts are the LVS hosts: first the one that carries the calls.
-var hosts = []string{"dc1-lvs-a", "dc2-lvs-a"}
 
 // mendTime is the settings' resync_interval, 10 s, and far more than an emulated
 // processor takes to read a kernel, and the tools to print it. How long it took is
@@ -35,38 +33,49 @@ type harm struct {
 	tool, want string
 }
 
-// harms by host. The one that carries the calls loses what it does not need at the
-// moment; the other, to which the calls will be switched, the rest.
-var harms = map[string][]harm{
-	hosts[0]: {
-		{"a TEE rule", []string{"iptables -t mangle -D MEDWAY-SYNC-OUT 1"}, "iptables -t mangle -S MEDWAY-SYNC-OUT", "-j TEE --gateway 169.254."},
-		{
-			"a whole chain", []string{
-				"iptables -t mangle -D PREROUTING -j MEDWAY-SYNC-IN", "iptables -t mangle -F MEDWAY-SYNC-IN", "iptables -t mangle -X MEDWAY-SYNC-IN",
-			}, "iptables -t mangle -S", "-A PREROUTING -j MEDWAY-SYNC-IN",
+// harms by host: the owner that carries the calls and the one to which they will be
+// switched, and the standbys of both. In the site that has the calls a host loses what
+// it does not need at the moment, in the other the rest.
+func harms(here, there lab.Node, standbyHere, standbyThere string) map[string][]harm {
+	rule := tee(there.Name)
+	return map[string][]harm{
+		here.Name: {
+			{"a TEE rule", []string{"iptables -t mangle " + strings.Replace(rule, "-A", "-D", 1)}, "iptables -t mangle -S MEDWAY-SYNC-OUT", rule},
+			{"a chain's rules", []string{"ip6tables -F MEDWAY-INPUT"}, "ip6tables -S MEDWAY-INPUT", "-A MEDWAY-INPUT -d 2001:db8:10::10/128 -j DROP"},
+			{
+				"a tunnel", []string{"ip link delete mw-" + there.Name},
+				"ip -d link show", fmt.Sprintf("ipip remote %s local %s ttl 64", there.Addr, here.Addr),
+			},
 		},
-		{"a chain's rules", []string{"ip6tables -F MEDWAY-INPUT"}, "ip6tables -S MEDWAY-INPUT", "-A MEDWAY-INPUT -d 2001:db8:10::10/128 -j DROP"},
-		{"a tunnel", []string{"ip link delete mw-dc2-lvs-a"}, "ip -d link show", "ipip remote 10.2.0.11 local 10.1.0.11 ttl 64"},
-		{"a sync daemon", []string{"ipvsadm --stop-daemon master"}, "ipvsadm -ln --daemon", "master sync daemon (mcast=sync01"},
-		{"a sysctl", []string{"sysctl -qw net.ipv4.vs.expire_nodest_conn=0"}, "sysctl net.ipv4.vs.expire_nodest_conn", "= 1"},
-	},
-	hosts[1]: {
-		{
-			"a destination of calls", []string{"ipvsadm -d -t 203.0.113.10:5060 -r 10.1.0.21"},
-			"ipvsadm -Sn", "-a -t 203.0.113.10:5060 -r 10.1.0.21:5060 -i -w 2",
+		standbyHere: {
+			{
+				"a whole chain", []string{
+					"iptables -t mangle -D PREROUTING -j MEDWAY-SYNC-IN", "iptables -t mangle -F MEDWAY-SYNC-IN", "iptables -t mangle -X MEDWAY-SYNC-IN",
+				}, "iptables -t mangle -S", "-A PREROUTING -j MEDWAY-SYNC-IN",
+			},
+			{"a sync daemon", []string{"ipvsadm --stop-daemon master"}, "ipvsadm -ln --daemon", "master sync daemon (mcast=sync01"},
+			{"a sysctl", []string{"sysctl -qw net.ipv4.vs.expire_nodest_conn=0"}, "sysctl net.ipv4.vs.expire_nodest_conn", "= 1"},
 		},
-		{
-			"a destination over IPv6", []string{"ipvsadm -d -t [2001:db8:10::10]:5060 -r [2001:db8:1::21]:5060"},
-			"ipvsadm -Sn", "-a -t [2001:db8:10::10]:5060 -r [2001:db8:1::21]:5060 -i -w 2",
+		there.Name: {
+			{
+				"a destination of calls", []string{"ipvsadm -d -t 203.0.113.10:5060 -r 10.1.0.21"},
+				"ipvsadm -Sn", "-a -t 203.0.113.10:5060 -r 10.1.0.21:5060 -i -w 2",
+			},
+			{"a service", []string{"ipvsadm -D -u 203.0.113.10:5060"}, "ipvsadm -Sn", "-A -u 203.0.113.10:5060 -s wrr"},
+			{"the device of the VIPs", []string{"ip link delete medway0"}, "ip address show", "inet 203.0.113.10/32"},
 		},
-		{"a service", []string{"ipvsadm -D -u 203.0.113.10:5060"}, "ipvsadm -Sn", "-A -u 203.0.113.10:5060 -s wrr"},
-		{"a VIP address", []string{"ip address delete 203.0.113.10/32 dev medway0"}, "ip address show dev medway0", "inet 203.0.113.10/32"},
-		{"an IPv6 VIP address", []string{"ip address delete 2001:db8:10::10/128 dev medway0"}, "ip address show dev medway0", "inet6 2001:db8:10::10/128"},
-		{"the device of the VIPs", []string{"ip link delete medway0"}, "ip address show", "inet 203.0.113.10/32"},
-	},
+		standbyThere: {
+			{
+				"a destination over IPv6", []string{"ipvsadm -d -t [2001:db8:10::10]:5060 -r [2001:db8:1::21]:5060"},
+				"ipvsadm -Sn", "-a -t [2001:db8:10::10]:5060 -r [2001:db8:1::21]:5060 -i -w 2",
+			},
+			{"a VIP address", []string{"ip address delete 203.0.113.10/32 dev medway0"}, "ip address show dev medway0", "inet 203.0.113.10/32"},
+			{"an IPv6 VIP address", []string{"ip address delete 2001:db8:10::10/128 dev medway0"}, "ip address show dev medway0", "inet6 2001:db8:10::10/128"},
+		},
+	}
 }
 
-// drift harms both hosts at once, one thing after the other on each, and waits for
+// drift harms all hosts at once, one thing after the other on each, and waits for
 // each to be mended. Not a route may move.
 func drift(t *testing.T, l *lab.Lab) {
 	t.Helper()
@@ -76,8 +85,15 @@ func drift(t *testing.T, l *lab.Lab) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	meds, err := l.MEDs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	had := append(slices.Collect(maps.Values(meds)), lab.NoMED)
+	here, _ := l.Topology().Node(owner(t, l, "dc1"))
+	there, _ := l.Topology().Node(owner(t, l, "dc2"))
 	var all sync.WaitGroup
-	for node, list := range harms {
+	for node, list := range harms(here, there, standby(t, l, "dc1"), standby(t, l, "dc2")) {
 		all.Go(func() {
 			for _, h := range list {
 				if err := h.strike(ctx, l, node); err != nil {
@@ -97,7 +113,7 @@ func drift(t *testing.T, l *lab.Lab) {
 	cancel()
 	for e := range events {
 		// A session that began anew brings the routes that it had.
-		if e.Kind != lab.RouteReceived || !slices.Contains([]int{100, 521, lab.NoMED}, e.MED) {
+		if e.Kind != lab.RouteReceived || !slices.Contains(had, e.MED) {
 			t.Errorf("a route moved when a kernel was changed by hand: %+v", e)
 		}
 	}

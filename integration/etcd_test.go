@@ -71,13 +71,19 @@ func TestEtcdRoles(t *testing.T) {
 	roles := map[string]string{
 		"medway-node-dc1-lvs-a": `Role medway-node-dc1-lvs-a
 KV Read:
+	[/medway/status/, /medway/status0) (prefix /medway/status/)
 	[/medway/v1/, /medway/v10) (prefix /medway/v1/)
 KV Write:
+	[/medway/history/, /medway/history0) (prefix /medway/history/)
 	/medway/status/dc1-lvs-a
 	/medway/v1/alive/dc1-lvs-a
 	[/medway/v1/claims/dc1-lvs-a/, /medway/v1/claims/dc1-lvs-a0) (prefix /medway/v1/claims/dc1-lvs-a/)
+	/medway/v1/epoch
+	/medway/v1/joined/dc1-lvs-a
+	[/medway/v1/locks/, /medway/v1/locks0) (prefix /medway/v1/locks/)
 	/medway/v1/nodes/dc1-lvs-a
 	[/medway/v1/owners/dc1/, /medway/v1/owners/dc10) (prefix /medway/v1/owners/dc1/)
+	[/medway/v1/target_state/, /medway/v1/target_state0) (prefix /medway/v1/target_state/)
 `,
 		"medway-operator": `Role medway-operator
 KV Read:
@@ -91,7 +97,9 @@ KV Read:
 KV Write:
 `,
 	}
-	roles["medway-node-dc2-lvs-a"] = strings.ReplaceAll(roles["medway-node-dc1-lvs-a"], "dc1", "dc2")
+	for _, node := range hosts[1:] {
+		roles["medway-node-"+node] = strings.NewReplacer("dc1-lvs-a", node, "owners/dc1", "owners/"+node[:3]).Replace(roles["medway-node-dc1-lvs-a"])
+	}
 	show := func(args ...string) string {
 		t.Helper()
 		out, err := etcdctl(t, l, lab.Root, lab.Witness, args...)
@@ -100,7 +108,7 @@ KV Write:
 		}
 		return out
 	}
-	if got, want := show("role", "list"), "medway-node-dc1-lvs-a\nmedway-node-dc2-lvs-a\nmedway-operator\nmedway-viewer\n"; got != want {
+	if got, want := show("role", "list"), "medway-node-dc1-lvs-a\nmedway-node-dc1-lvs-b\nmedway-node-dc2-lvs-a\nmedway-node-dc2-lvs-b\nmedway-operator\nmedway-viewer\n"; got != want {
 		t.Errorf("roles are\n%sexpected\n%s", got, want)
 	}
 	for role, want := range roles {
@@ -110,7 +118,7 @@ KV Write:
 	}
 	for user, role := range map[string]string{
 		"root": "root", "operator": "medway-operator", "viewer": "medway-viewer",
-		"dc1-lvs-a": "medway-node-dc1-lvs-a", "dc2-lvs-a": "medway-node-dc2-lvs-a",
+		"dc1-lvs-a": "medway-node-dc1-lvs-a", "dc1-lvs-b": "medway-node-dc1-lvs-b", "dc2-lvs-a": "medway-node-dc2-lvs-a",
 	} {
 		if got, want := show("user", "get", user), fmt.Sprintf("User: %s\nRoles: %s\n", user, role); got != want {
 			t.Errorf("user get shows %q, expected %q", got, want)
@@ -138,12 +146,16 @@ func refusals(t *testing.T, l *lab.Lab) {
 			t.Errorf("%s may %q: %v\n%s", user, args, err, out)
 		}
 	}
-	mine := []string{"nodes/dc1-lvs-a", "alive/dc1-lvs-a", "claims/dc1-lvs-a/sip-1", "owners/dc1/sip-1"}
+	mine := []string{
+		"nodes/dc1-lvs-a", "alive/dc1-lvs-a", "joined/dc1-lvs-a", "claims/dc1-lvs-a/sip-1", "owners/dc1/sip-1",
+		"target_state/sip-1", "locks/sip-1", "epoch", // every node's
+	}
 	intent := []string{
-		"vips/sip-1", "pools/sbc", "backends/sbc/dc1-sbc1", "drains/sbc/dc1-sbc1", "settings", "ladder", "epoch",
-		"target_state/sip-1", "locks/sip-1",
+		"vips/sip-1", "pools/sbc", "backends/sbc/dc1-sbc1", "drains/sbc/dc1-sbc1", "settings", "ladder",
+		"node_drains/dc1-lvs-a", "pauses/sip-1", "pause",
 	}
 	theirs := []string{
+		"nodes/dc1-lvs-b", "alive/dc1-lvs-b", "joined/dc1-lvs-b", "claims/dc1-lvs-b/sip-1",
 		"nodes/dc2-lvs-a", "alive/dc2-lvs-a", "claims/dc2-lvs-a/sip-1", "owners/dc2/sip-1",
 		"nodes/dc1-lvs-ab", "alive/dc1-lvs-ab", "claims/dc1-lvs-ab/sip-1", "claims/dc1-lvs-a", "owners/dc10/sip-1", "owners/dc1",
 	}
@@ -151,12 +163,14 @@ func refusals(t *testing.T, l *lab.Lab) {
 		try(true, node, "put", "/medway/v1/"+key, "x")
 	}
 	try(true, node, "put", "/medway/status/dc1-lvs-a", "x")
+	try(true, node, "put", "/medway/history/sip-1/1", "x")
+	try(true, node, "get", "--prefix", "/medway/status/")
 	for _, key := range append(intent, theirs...) {
 		try(false, node, "put", "/medway/v1/"+key, "x")
 		try(false, node, "del", "/medway/v1/"+key)
 	}
 	for _, args := range [][]string{
-		{"put", "/medway/status/dc2-lvs-a", "x"}, {"put", "/medway/history/sip-1/1", "x"}, {"put", "/elsewhere", "x"},
+		{"put", "/medway/status/dc2-lvs-a", "x"}, {"put", "/elsewhere", "x"},
 		{"del", "--prefix", "/medway/v1/"}, {"del", "--prefix", "/medway/v1/claims/"}, {"get", "--prefix", "/medway/"}, {"get", "--prefix", ""},
 		{"user", "add", "mallory", "--no-password"}, {"role", "grant-permission", "medway-node-dc1-lvs-a", "write", "/medway/v1/settings"},
 		{"auth", "disable"}, {"move-leader", "1"}, {"defrag"},
@@ -267,7 +281,7 @@ func secrets(t *testing.T, l *lab.Lab) {
 		}
 		return err
 	})
-	if err != nil || len(keys) != 9 {
+	if err != nil || len(keys) != 11 {
 		t.Fatalf("%d keys, %v", len(keys), err)
 	}
 	read := 0

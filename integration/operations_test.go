@@ -54,8 +54,9 @@ func TestLabOperations(t *testing.T) {
 	}
 
 	out := good("switch", lab.VIPName, "--from", "dc1", "--to", "dc2", "--watch", "--timeout", "3m")
-	if !strings.Contains(out, "dc2-lvs-a force active 50") && !strings.Contains(out, "dc2-lvs-a active 100") {
-		t.Error("the new site's node is not told of")
+	first, second := owner(t, l, "dc1"), owner(t, l, "dc2")
+	if !strings.Contains(out, second+" force active 50") && !strings.Contains(out, second+" active 100") {
+		t.Error("the new site's owner is not told of")
 	}
 	until("routers", func() error {
 		if m1, m2 := med(t, l, "dc1"), med(t, l, "dc2"); m1 <= 100 || m2 > 100 {
@@ -64,7 +65,6 @@ func TestLabOperations(t *testing.T) {
 		return nil
 	})
 
-	const first, second = "dc1-lvs-a", "dc2-lvs-a"
 	if !heard("dc1", first) {
 		t.Fatal("there is no route that could go")
 	}

@@ -3,12 +3,15 @@ package integration
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/medway-lb/medway/integration/drill"
 	"github.com/medway-lb/medway/integration/lab"
 )
 
@@ -95,6 +98,80 @@ func run(t *testing.T, l *lab.Lab, node, command string) string {
 func status(t *testing.T, l *lab.Lab) string {
 	t.Helper()
 	return run(t, l, lab.Witness, filepath.Join(l.BinDir(), "medwayctl")+" --command-timeout 30s status")
+}
+
+// hosts are the LVS hosts.
+var hosts = lvsHosts()
+
+func lvsHosts() (names []string) {
+	for _, n := range lab.Default().Role(lab.RoleLVS) {
+		names = append(names, n.Name)
+	}
+	return names
+}
+
+// owner is the LVS host that owns the VIP in a site: whichever it is, the lease
+// settled it.
+func owner(t *testing.T, l *lab.Lab, site string) string {
+	t.Helper()
+	var name string
+	err := drill.Until(t.Context(), settleTime, func() (err error) {
+		if name, err = l.Owner(t.Context(), site); err == nil && name == "" {
+			err = fmt.Errorf("no node owns the VIP in %s", site)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+// standby is another LVS host of a site than the VIP's owner.
+func standby(t *testing.T, l *lab.Lab, site string) string {
+	t.Helper()
+	owner := owner(t, l, site)
+	return hosts[slices.IndexFunc(hosts, func(host string) bool { return strings.HasPrefix(host, site+"-") && host != owner })]
+}
+
+// ladder is the MED of every LVS host when a site is the target and nothing is under
+// way: the owner there has 100 and a standby 110 plus its place among all hosts; in
+// the other site it is 500 and 510, plus that place, and 20 for its being the second site.
+func ladder(ctx context.Context, l *lab.Lab, target string) (map[string]int, error) {
+	meds := map[string]int{}
+	for i, s := range l.Topology().Sites {
+		owner, err := l.Owner(ctx, s.Name)
+		if err != nil {
+			return nil, err
+		}
+		for rank, host := range hosts {
+			switch mine := strings.HasPrefix(host, s.Name+"-"); {
+			case !mine:
+			case s.Name == target && host == owner:
+				meds[host] = 100
+			case s.Name == target:
+				meds[host] = 110 + rank
+			case host == owner:
+				meds[host] = 500 + 20*i + rank
+			default:
+				meds[host] = 510 + 20*i + rank
+			}
+		}
+	}
+	return meds, nil
+}
+
+// onLadder says where the MEDs that the edge routers hear are not those of the ladder.
+func onLadder(ctx context.Context, l *lab.Lab, target string) error {
+	want, err := ladder(ctx, l, target)
+	if err != nil {
+		return err
+	}
+	meds, err := l.MEDs()
+	if err == nil && !maps.Equal(want, meds) {
+		err = fmt.Errorf("MEDs are %v, expected %v", meds, want)
+	}
+	return err
 }
 
 // med is what an edge router has from its own site's LVS hosts, lowest first.

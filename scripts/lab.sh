@@ -22,8 +22,8 @@ case ${1:-} in
 
 The lab is up. Look inside:
   make lab-status                     daemons, BGP sessions, routes
-  make lab-shell NODE=dc1-lvs-a       a shell on a node; also dc2-lvs-a, dc1-edge, dc2-edge, transit, clients,
-                                      transit2, clients2 (a provider that ignores MEDs),
+  make lab-shell NODE=dc1-lvs-a       a shell on a node; also dc1-lvs-b, dc2-lvs-a, dc2-lvs-b, dc1-edge, dc2-edge,
+                                      transit, clients, transit2, clients2 (a provider that ignores MEDs),
                                       dc1-sbc1 ... dc2-sbc2, dc1-etcd, dc2-etcd, witness
 On the witness:     medwayctl status
                     etcdctl put /medway/v1/target_state/sip-1 dc2

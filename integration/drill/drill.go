@@ -49,11 +49,13 @@ type drill struct {
 	sampler *sampler
 	routes  <-chan lab.RouteEvent
 	// leads is the site that a provider's best path to an address leads to.
-	leads  map[path]string
+	leads map[path]string
+	// heard are the MEDs that the edge routers have of their sites' LVS hosts.
+	heard  map[path]int
 	report Report
 }
 
-// path is a provider's best one to an address.
+// path is one to an address over a router: a provider's best one, or that of an LVS host.
 type path struct {
 	router string
 	vip    netip.Addr
@@ -84,7 +86,7 @@ func Run(ctx context.Context, l *lab.Lab, o Options) (Report, error) {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	d := &drill{Options: o, lab: l, leads: map[path]string{}, report: Report{Started: time.Now()}}
+	d := &drill{Options: o, lab: l, leads: map[path]string{}, heard: map[path]int{}, report: Report{Started: time.Now()}}
 	err := d.run(ctx)
 	for _, c := range d.calls {
 		c.kill()
@@ -110,6 +112,9 @@ func (d *drill) run(ctx context.Context) (err error) {
 	if d.routes, err = d.lab.FollowRoutes(ctx); err != nil {
 		return err
 	}
+	if err := d.lookAround(ctx); err != nil {
+		return err
+	}
 	d.sampler = startSampler(ctx, d.lab)
 	captures, err := d.startCaptures(ctx)
 	if err != nil {
@@ -124,7 +129,7 @@ func (d *drill) run(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	if err := d.establish(ctx, from); err != nil {
+	if err := d.establish(ctx); err != nil {
 		return err
 	}
 	if sabotage.forget {
@@ -150,6 +155,51 @@ func (d *drill) run(ctx context.Context) (err error) {
 		}
 	}
 	return d.finish(ctx, captures)
+}
+
+// lookAround takes in what stands before the first call.
+func (d *drill) lookAround(ctx context.Context) error {
+	var owners map[string]string
+	err := Until(ctx, switchTimeout, func() (err error) {
+		if owners, err = d.owners(ctx); err == nil && len(owners) < len(d.lab.Topology().Sites) {
+			err = fmt.Errorf("only these sites have an owner of the VIP: %v", owners)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, s := range d.lab.Topology().Sites {
+		d.say("%s owns the VIP in %s", owners[s.Name], s.Name)
+		routes, err := d.lab.Routes(s.Edge())
+		if err != nil {
+			return err
+		}
+		for _, r := range routes {
+			if n, _ := d.lab.Topology().Node(r.Session); n.Role == lab.RoleLVS {
+				d.heard[path{r.Session, r.Prefix.Addr()}] = r.MED
+				if r.Prefix.Addr() == lab.VIP {
+					d.report.Before = append(d.report.Before, Step{VIP: lab.VIP, Site: s.Name, Node: r.Session, MED: r.MED})
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// owners are the LVS hosts that own the VIP, by site; a site without one is left out.
+func (d *drill) owners(ctx context.Context) (map[string]string, error) {
+	owners := map[string]string{}
+	for _, s := range d.lab.Topology().Sites {
+		owner, err := d.lab.Owner(ctx, s.Name)
+		if err != nil {
+			return nil, err
+		}
+		if owner != "" {
+			owners[s.Name] = owner
+		}
+	}
+	return owners, nil
 }
 
 // finish ends the calls and collects what the tools have counted.
@@ -198,7 +248,7 @@ func (d *drill) startCaptures(ctx context.Context) ([]*capture, error) {
 }
 
 // establish sets the calls up and looks at them in the kernel's table.
-func (d *drill) establish(ctx context.Context, site string) error {
+func (d *drill) establish(ctx context.Context) error {
 	for _, t := range d.Traffic {
 		what := "a TCP connection"
 		if t.UDP {
@@ -223,17 +273,20 @@ func (d *drill) establish(ctx context.Context, site string) error {
 		}
 		d.say("%s%s", d.report.of(i), n)
 	}
+	for i := range d.report.Kinds {
+		d.report.Kinds[i].Entries = map[string]int{}
+	}
 	for _, host := range d.lab.Topology().Role(lab.RoleLVS) {
 		entries, err := d.synced(ctx, host.Name)
 		if err != nil {
 			return err
 		}
 		for i, n := range entries {
-			d.say("%s%s: `ipvsadm -lnc` has %d of the %d connections", d.report.of(i), host.Name, n, d.Calls)
-			if k := &d.report.Kinds[i]; host.Site == site {
-				k.Entries = max(k.Entries, n)
-			}
+			d.report.Kinds[i].Entries[host.Name] = n
 		}
+	}
+	for i, k := range d.report.Kinds {
+		d.say("%sof the %d connections `ipvsadm -lnc` has: %s", d.report.of(i), d.Calls, counts(k.Entries))
 	}
 	return nil
 }
@@ -283,6 +336,10 @@ func connections(ctx context.Context, l *lab.Lab, host string, kinds []Traffic) 
 
 // change puts the target and follows what comes of it.
 func (d *drill) change(ctx context.Context, s *Switch) error {
+	var err error
+	if s.Owners, err = d.owners(ctx); err != nil {
+		return err
+	}
 	d.say("etcdctl put /medway/v1/target_state/%s %s", lab.VIPName, s.To)
 	s.Put, s.Best = time.Now(), map[string]time.Time{}
 	for _, p := range d.lab.Topology().Providers {
@@ -352,9 +409,6 @@ func (d *drill) followSwitch(ctx context.Context, s *Switch) error {
 		case e = <-d.routes:
 		}
 		d.report.Routes = append(d.report.Routes, e)
-		if e.Time.Before(s.Put) {
-			continue
-		}
 		d.step(s, e, site)
 	}
 	return nil
@@ -364,6 +418,23 @@ func (d *drill) followSwitch(ctx context.Context, s *Switch) error {
 // The story tells of the addresses that are called.
 func (d *drill) step(s *Switch, e lab.RouteEvent, site map[string]string) {
 	vip, after := e.Prefix.Addr(), e.Time.Sub(s.Put)
+	if site := site[e.Router]; strings.HasPrefix(e.Session, site+"-lvs") {
+		// Whatever else a site's hosts announce, its lowest MED is what counts upstream.
+		before := d.best(site, vip)
+		switch e.Kind {
+		case lab.RouteReceived:
+			d.heard[path{e.Session, vip}] = e.MED
+		case lab.RouteWithdrawn:
+			delete(d.heard, path{e.Session, vip})
+		}
+		if now := d.best(site, vip); now != before && after >= 0 {
+			now.After = after
+			s.Steps = append(s.Steps, now)
+		}
+	}
+	if after < 0 {
+		return
+	}
 	tell := func(format string, args ...any) {
 		if slices.ContainsFunc(d.Traffic, func(t Traffic) bool { return t.VIP() == vip }) {
 			d.say("  +%.2f s  %s%s", after.Seconds(), fmt.Sprintf(format, args...), d.forVIP(vip))
@@ -372,8 +443,11 @@ func (d *drill) step(s *Switch, e lab.RouteEvent, site map[string]string) {
 	provider, isProvider := d.lab.Topology().Provider(e.Router)
 	switch {
 	case e.Kind == lab.RouteReceived && site[e.Router] != "" && strings.HasPrefix(e.Session, site[e.Router]+"-lvs"):
-		s.Steps = append(s.Steps, Step{after, vip, site[e.Router], e.MED})
-		tell("%s hears MED %d from %s", e.Router, e.MED, e.Session)
+		what := "a standby"
+		if s.Owners[site[e.Router]] == e.Session {
+			what = "the owner"
+		}
+		tell("%s hears MED %d from %s, %s", e.Router, e.MED, e.Session, what)
 	case e.Kind == lab.RouteBest && isProvider:
 		how := fmt.Sprintf("MED %d", e.MED)
 		if provider.IgnoresMED {
@@ -391,6 +465,17 @@ func (d *drill) step(s *Switch, e lab.RouteEvent, site map[string]string) {
 	case e.Kind == lab.RouteBest:
 		tell("%s's own best path has MED %d", e.Router, e.MED)
 	}
+}
+
+// best is the lowest MED that a site's edge router has of its LVS hosts.
+func (d *drill) best(site string, vip netip.Addr) Step {
+	best := Step{VIP: vip, Site: site, MED: lab.NoMED}
+	for p, med := range d.heard {
+		if p.vip == vip && strings.HasPrefix(p.router, site+"-") && (best.Node == "" || med < best.MED) {
+			best.Node, best.MED = p.router, med
+		}
+	}
+	return best
 }
 
 // forVIP says which address a line of the story is about, where several are called.

@@ -1,6 +1,7 @@
 package drill
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -14,7 +15,8 @@ func steps(pairs ...any) []Step {
 	var out []Step
 	for i := 0; i < len(pairs); i += 2 {
 		for _, vip := range vips {
-			out = append(out, Step{After: time.Duration(i) * 100 * time.Millisecond, VIP: vip, Site: pairs[i].(string), MED: pairs[i+1].(int)})
+			site := pairs[i].(string)
+			out = append(out, Step{After: time.Duration(i) * 100 * time.Millisecond, VIP: vip, Site: site, Node: site + "-lvs-a", MED: pairs[i+1].(int)})
 		}
 	}
 	return out
@@ -27,8 +29,9 @@ func TestDisorder(t *testing.T) {
 		want  string // "" is good order
 	}{
 		{"as PROTOCOL has it", steps("dc2", 50, "dc1", 500, "dc2", 100), ""},
-		{"unconfirmed first", steps("dc2", 102, "dc2", 50, "dc1", 500, "dc2", 100), ""},
-		{"any backup value", steps("dc2", 50, "dc1", 521, "dc2", 100), ""},
+		{"unconfirmed first", steps("dc2", 103, "dc2", 50, "dc1", 500, "dc2", 100), ""},
+		{"the new site's standby first", steps("dc2", 113, "dc2", 50, "dc1", 500, "dc2", 100), ""},
+		{"any backup value", steps("dc2", 50, "dc1", 522, "dc2", 100), ""},
 		{"the old value again", steps("dc1", 100, "dc2", 50, "dc1", 500, "dc2", 100), ""},
 		{"nothing happened", nil, "the steps were []"},
 		{"break before make", steps("dc1", 500, "dc2", 50, "dc2", 100), "dc1 was at 500 when dc2 forced 50"},
@@ -52,18 +55,29 @@ func TestDisorder(t *testing.T) {
 func good() Report {
 	put := time.Unix(1700000010, 0)
 	s := Switch{
-		From: "dc1", To: "dc2", Put: put, Best: map[string]time.Time{"transit": put.Add(300 * time.Millisecond)}, Normal: put.Add(4 * time.Second),
+		From: "dc1", To: "dc2", Put: put, Owners: map[string]string{"dc1": "dc1-lvs-a", "dc2": "dc2-lvs-a"}, Best: map[string]time.Time{"transit": put.Add(300 * time.Millisecond)}, Normal: put.Add(4 * time.Second),
 		Steps: steps("dc2", 50, "dc1", 500, "dc2", 100),
 		Calls: []SwitchCalls{{
 			Alive: Count{Alive: map[string]int{"dc1-sbc1": 2}}, NewCalls: map[string]int{"dc2-sbc1": 4, "dc2-sbc2": 6},
 		}},
 	}
-	return Report{
-		Kinds:    []Kind{{Established: 2, Entries: 2, Final: s.Calls[0].Alive, Stats: sipp.Stats{Created: 2, Successful: 2}}},
+	entries := map[string]int{"dc1-lvs-a": 2, "dc1-lvs-b": 2, "dc2-lvs-a": 2, "dc2-lvs-b": 2}
+	r := Report{
+		Kinds:    []Kind{{Established: 2, Entries: entries, Final: s.Calls[0].Alive, Stats: sipp.Stats{Created: 2, Successful: 2}}},
 		Switches: []Switch{s},
 		Streams:  []Stream{{Client: client, SYNs: 1, Packets: 9}, {Client: "198.51.100.10.40002", SYNs: 1, Packets: 5, Repeats: 3}},
 		Started:  put.Add(-10 * time.Second),
 	}
+	for i, host := range []string{"dc1-lvs-a", "dc1-lvs-b", "dc2-lvs-a", "dc2-lvs-b"} {
+		r.Before = append(r.Before, Step{VIP: lab.VIP, Site: host[:3], Node: host, MED: []int{100, 111, 522, 533}[i]})
+	}
+	for _, step := range s.steps(lab.VIP) {
+		r.Routes = append(r.Routes, lab.RouteEvent{
+			Kind: lab.RouteReceived, Time: put.Add(step.After), Router: step.Site + "-edge", Session: step.Node, MED: step.MED,
+			Prefix: netip.PrefixFrom(lab.VIP, 32),
+		})
+	}
+	return r
 }
 
 func TestFaults(t *testing.T) {
@@ -84,11 +98,12 @@ func TestFaults(t *testing.T) {
 		"more successes than calls":  {func(r *Report) { r.Kinds[0].Stats.Successful = 3 }, "-1 of 2 established calls were lost"},
 		"a strayed call":             {func(r *Report) { r.Kinds[0].Final.Strayed = 1 }, "1 calls got an answer from another backend"},
 		"a reset":                    {func(r *Report) { r.Resets = 3 }, "3 TCP resets"},
-		"connections not in IPVS":    {func(r *Report) { r.Kinds[0].Entries = 1 }, "1 entries in the first site's connection table for 2 calls"},
+		"connections not in IPVS":    {func(r *Report) { r.Kinds[0].Entries["dc2-lvs-b"] = 1 }, "1 entries in dc2-lvs-b's connection table for 2 calls"},
+		"tables that nobody read":    {func(r *Report) { r.Kinds[0].Entries = nil }, "no connection table was looked at"},
 		"a new call to the old site": {func(r *Report) { r.Switches[0].Calls[0].NewCalls["dc1-sbc1"] = 1 }, "after the switch to dc2, 1 new calls went to dc1-sbc1"},
 		"a new call to a namesake":   {func(r *Report) { r.Switches[0].Calls[0].NewCalls = map[string]int{"dc22-sbc1": 1} }, "1 new calls went to dc22-sbc1"},
 		"no new calls":               {func(r *Report) { r.Switches[0].Calls[0].NewCalls = nil }, "no new call succeeded"},
-		"disorder":                   {func(r *Report) { r.Switches[0].Steps = steps("dc2", 50) }, "switch to dc2: 203.0.113.10: the steps were [dc2 50"},
+		"disorder":                   {func(r *Report) { r.Switches[0].Steps = steps("dc2", 50) }, "switch to dc2: 203.0.113.10: the steps were [dc2-lvs-a 50"},
 		"one address stays": {
 			func(r *Report) { r.Switches[0].Steps = r.Switches[0].steps(lab.VIP) }, "switch to dc2: 2001:db8:10::10: the steps were []",
 		},
@@ -127,7 +142,8 @@ func TestSummary(t *testing.T) {
 	got := good().Summary()
 	for _, want := range []string{
 		"from put to the transit's new best path   0.30 s", "usual MED 4.00 s",
-		"[dc2 50 (0.00 s) dc1 500 (0.20 s) dc2 100 (0.40 s)]", "new calls                                 dc2-sbc1 4, dc2-sbc2 6",
+		"dc1 (owner dc1-lvs-a) -> dc2 (owner dc2-lvs-a)", "dc1-lvs-a 2, dc1-lvs-b 2, dc2-lvs-a 2, dc2-lvs-b 2",
+		"[dc2-lvs-a 50 (0.00 s) dc1-lvs-a 500 (0.20 s) dc2-lvs-a 100 (0.40 s)]", "new calls                                 dc2-sbc1 4, dc2-sbc2 6",
 		"2 TCP connections, 2 of them one 4-tuple each", "for example " + client, "No established call was lost",
 	} {
 		if !strings.Contains(got, want) {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"html"
 	"io"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -32,7 +33,8 @@ type point struct{ x, y float64 }
 type line struct {
 	label, colour string
 	points        []point
-	step          bool
+	// step: it stays until it jumps. thin: beside what matters.
+	step, thin bool
 }
 
 type panel struct {
@@ -82,27 +84,37 @@ func (r Report) Picture(w io.Writer, sites []string) error {
 }
 
 func (r Report) packets(sites []string, x func(time.Time) float64) panel {
-	return linear("Packets per second from the phones, through each site's LVS", r.lines(sites, x, func(before, now Sample) float64 {
-		return float64(now.Packets-before.Packets) / now.At.Sub(before.At).Seconds()
+	return linear("Packets per second from the phones, through each site's LVS hosts", r.lines(sites, x, func(hosts map[string]change) (sum float64) {
+		for _, h := range hosts {
+			sum += float64(h.now.Packets-h.before.Packets) / h.now.At.Sub(h.before.At).Seconds()
+		}
+		return sum
 	}))
 }
 
 func (r Report) connections(sites []string, x func(time.Time) float64) panel {
-	return linear("Connections known to each site's LVS (IPVS sync keeps both complete)", r.lines(sites, x, func(_, now Sample) float64 {
-		return float64(now.Connections)
+	return linear("Connections known to every LVS host of a site (IPVS sync keeps all complete)", r.lines(sites, x, func(hosts map[string]change) float64 {
+		least := math.MaxInt
+		for _, h := range hosts {
+			least = min(least, h.now.Connections)
+		}
+		return float64(least)
 	}))
 }
 
 // window is the time over which a rate is taken: calls speak every 2 s.
 const window = 2 * time.Second
 
-// lines makes a line per site out of the samples of its hosts; each value is
-// made of a host's sample and of its last one that is a window older.
-func (r Report) lines(sites []string, x func(time.Time) float64, value func(before, now Sample) float64) []line {
+// change is a host's sample and its last one that is a window older.
+type change struct{ before, now Sample }
+
+// lines makes a line per site out of the samples of its hosts: a point wherever one
+// of them was sampled, made of the latest samples of all.
+func (r Report) lines(sites []string, x func(time.Time) float64, value func(hosts map[string]change) float64) []line {
 	var out []line
 	for i, site := range sites {
 		l := line{label: site, colour: palette[i%len(palette)]}
-		past := map[string][]Sample{}
+		past, hosts := map[string][]Sample{}, map[string]change{}
 		for _, s := range r.Samples {
 			if !strings.HasPrefix(s.Node, site+"-") {
 				continue
@@ -114,7 +126,10 @@ func (r Report) lines(sites []string, x func(time.Time) float64, value func(befo
 			}
 			past[s.Node] = p
 			if s.At.Sub(p[0].At) >= window {
-				l.points = append(l.points, point{x(s.At), value(p[0], s)})
+				hosts[s.Node] = change{p[0], s}
+			}
+			if len(hosts) > 0 && len(hosts) == len(past) {
+				l.points = append(l.points, point{x(s.At), value(hosts)})
 			}
 		}
 		out = append(out, l)
@@ -122,34 +137,42 @@ func (r Report) lines(sites []string, x func(time.Time) float64, value func(befo
 	return out
 }
 
-// meds draws what the edge routers heard, on a scale of logarithms: 50, 100
-// and 500 are what matters.
+// meds draws what the edge routers heard from each host, on a scale of logarithms:
+// 50, 100 and 500 are what matters.
 func (r Report) meds(sites []string, x func(time.Time) float64) panel {
 	p := panel{
-		title: "MED of each site, as its edge router hears it (lower wins)",
+		title: "MED of each site's owner, and of its standby (thin), as its edge router hears it (lower wins)",
 		ticks: []float64{50, 100, 500},
 		scale: func(v float64) float64 {
 			return (math.Log(math.Max(v, 40)) - math.Log(40)) / (math.Log(700) - math.Log(40))
 		},
 	}
-	for i, site := range sites {
-		l := line{label: site, colour: palette[i%len(palette)], step: true}
-		med := 500.0
-		if i == 0 {
-			med = 100
+	for _, before := range r.Before {
+		i := slices.Index(sites, before.Site)
+		if i < 0 {
+			continue
 		}
-		l.points = append(l.points, point{0, med})
-		for _, s := range r.Switches {
-			for _, step := range s.steps(lab.VIP) {
-				if step.Site == site {
-					l.points = append(l.points, point{x(s.Put.Add(step.After)), float64(step.MED)})
-				}
+		l := line{label: before.Node, colour: palette[i%len(palette)], step: true, thin: !r.owned(before.Node)}
+		if !l.thin {
+			l.label += ", owner"
+		}
+		l.points = append(l.points, point{0, float64(before.MED)})
+		for _, e := range r.Routes {
+			if e.Kind == lab.RouteReceived && e.Session == before.Node && e.Prefix.Addr() == lab.VIP {
+				l.points = append(l.points, point{max(x(e.Time), 0), float64(e.MED)})
 			}
 		}
 		l.points = append(l.points, point{plotWidth, l.points[len(l.points)-1].y})
 		p.lines = append(p.lines, l)
 	}
 	return p
+}
+
+// owned says whether a host owned the VIP in its site at a switch.
+func (r Report) owned(host string) bool {
+	return slices.ContainsFunc(r.Switches, func(s Switch) bool {
+		return slices.Contains(slices.Collect(maps.Values(s.Owners)), host)
+	})
 }
 
 func linear(title string, lines []line) panel {
@@ -204,9 +227,13 @@ func (p panel) draw(b *strings.Builder, top float64) {
 				fmt.Fprintf(&path, "L%.1f %.1f", px, py)
 			}
 		}
-		fmt.Fprintf(b, `<path d="%s" fill="none" stroke="%s" stroke-width="2" stroke-linejoin="round"/>`+"\n", path.String(), l.colour)
+		stroke := `stroke-width="2"`
+		if l.thin {
+			stroke = `stroke-width="1" stroke-opacity="0.6"`
+		}
+		fmt.Fprintf(b, `<path d="%s" fill="none" stroke="%s" %s stroke-linejoin="round"/>`+"\n", path.String(), l.colour, stroke)
 		at := y(l.points[len(l.points)-1].y)
-		for slices.ContainsFunc(labels, func(other float64) bool { return math.Abs(other-at) < 14 }) {
+		for slices.ContainsFunc(labels, func(other float64) bool { return math.Abs(other-at) < 12 }) {
 			at += 14
 		}
 		labels = append(labels, at)

@@ -4,7 +4,9 @@ import (
 	"encoding/xml"
 	"errors"
 	"io"
+	"maps"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -48,14 +50,16 @@ func draw(t *testing.T, r Report, sites ...string) (texts []string, paths int) {
 	}
 }
 
-// sampled is a good report with a minute's samples of two hosts.
+// sampled is a good report with a minute's samples of four hosts, of which one in each site carries packets.
 func sampled() Report {
 	r := good()
 	for i := range 120 {
 		at := r.Started.Add(time.Duration(i) * 500 * time.Millisecond)
 		r.Samples = append(r.Samples,
 			Sample{At: at, Node: "dc1-lvs-a", Connections: 60, Packets: uint64(10 * i)},
-			Sample{At: at, Node: "dc2-lvs-a", Connections: 60, Packets: uint64(i)})
+			Sample{At: at, Node: "dc1-lvs-b", Connections: 50},
+			Sample{At: at, Node: "dc2-lvs-a", Connections: 60, Packets: uint64(i)},
+			Sample{At: at, Node: "dc2-lvs-b", Connections: 60})
 	}
 	return r
 }
@@ -72,11 +76,43 @@ func demandTexts(t *testing.T, texts []string, want ...string) {
 
 func TestPictureNamesWhatItShows(t *testing.T) {
 	texts, paths := draw(t, sampled(), "dc1", "dc2")
-	if paths != 6 {
-		t.Errorf("%d lines, expected one for each site in three panels", paths)
+	if paths != 8 {
+		t.Errorf("%d lines, expected one for each site in two panels and one for each host in the third", paths)
 	}
-	demandTexts(t, texts, "2 live SIP calls moved between data centres: 0 lost", "put dc2", "dc1", "dc2",
-		"MED of each site, as its edge router hears it (lower wins)", "50", "100", "500", "seconds")
+	demandTexts(t, texts, "2 live SIP calls moved between data centres: 0 lost", "put dc2", "dc1", "dc2", "dc1-lvs-a, owner", "dc1-lvs-b", "dc2-lvs-a, owner", "dc2-lvs-b",
+		"MED of each site's owner, and of its standby (thin), as its edge router hears it (lower wins)", "50", "100", "500", "seconds")
+}
+
+// A site's packets are those of all its hosts, and of its connections only those
+// count that every host knows.
+func TestPictureAddsHostsUp(t *testing.T) {
+	r := sampled()
+	x := func(at time.Time) float64 { return at.Sub(r.Started).Seconds() }
+	for i := range r.Samples {
+		if r.Samples[i].Node == "dc1-lvs-b" {
+			r.Samples[i].Packets = uint64(r.Samples[i].At.Sub(r.Started).Seconds())
+		}
+	}
+	last := func(p panel) []float64 {
+		var out []float64
+		for _, l := range p.lines {
+			out = append(out, l.points[len(l.points)-1].y)
+		}
+		return out
+	}
+	if got, want := last(r.packets([]string{"dc1", "dc2"}, x)), []float64{21, 2}; !slices.Equal(got, want) {
+		t.Errorf("packets per second %v, expected %v", got, want)
+	}
+	if got, want := last(r.connections([]string{"dc1", "dc2"}, x)), []float64{50, 60}; !slices.Equal(got, want) {
+		t.Errorf("connections %v, expected %v", got, want)
+	}
+	thin := map[string]bool{}
+	for _, l := range r.meds([]string{"dc1", "dc2"}, x).lines {
+		thin[l.label] = l.thin
+	}
+	if want := map[string]bool{"dc1-lvs-a, owner": false, "dc1-lvs-b": true, "dc2-lvs-a, owner": false, "dc2-lvs-b": true}; !maps.Equal(thin, want) {
+		t.Errorf("thin lines %v, expected %v", thin, want)
+	}
 }
 
 func TestPictureOfNothing(t *testing.T) {
@@ -94,6 +130,9 @@ func TestPictureOfNothing(t *testing.T) {
 func TestPictureEscapesNames(t *testing.T) {
 	r := sampled()
 	r.Switches[0].To = `<dc2> & "co"`
+	for i := range r.Samples {
+		r.Samples[i].Node = strings.Replace(r.Samples[i].Node, "dc2", "d<c&2", 1)
+	}
 	texts, _ := draw(t, r, "dc1", `d<c&2`)
 	demandTexts(t, texts, `put <dc2> & "co"`, `d<c&2`)
 }

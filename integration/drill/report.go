@@ -1,6 +1,7 @@
 package drill
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -22,14 +23,16 @@ type Report struct {
 	Started time.Time
 	Samples []Sample
 	Routes  []lab.RouteEvent
+	// Before are the MEDs that every LVS host announced at the start, for lab.VIP.
+	Before []Step
 }
 
 // Kind is what became of the calls of one kind.
 type Kind struct {
 	Traffic     Traffic
 	Established int
-	// Entries are distinct connections in `ipvsadm -lnc` of the first site.
-	Entries int
+	// Entries are distinct connections in `ipvsadm -lnc`, by LVS host.
+	Entries map[string]int
 	// Final is how the calls stood before they were told to end, Stats SIPp's
 	// own totals after.
 	Final Count
@@ -40,12 +43,14 @@ type Kind struct {
 type Switch struct {
 	From, To string
 	Put      time.Time
+	// Owners are the LVS hosts that owned the VIP at the put, by site.
+	Owners map[string]string
 	// Best is when a provider's best paths to all addresses of the VIP had come to lead
 	// to the new site; zero: never. Normal is when that of the first provider did
 	// so with the MED of an active site.
 	Best   map[string]time.Time
 	Normal time.Time
-	// Steps are the MEDs as the edge routers heard them, in order.
+	// Steps are the lowest MED of each site as its edge router heard it, in order.
 	Steps []Step
 	// Calls are in the order of the report's kinds.
 	Calls []SwitchCalls
@@ -58,12 +63,13 @@ type SwitchCalls struct {
 	NewCalls map[string]int
 }
 
-// Step is a MED that an edge router heard from an LVS host of its site, for an
-// address of the VIP.
+// Step is the lowest MED that an edge router had heard from the LVS hosts of its
+// site, for an address of the VIP; without a node it had none.
 type Step struct {
 	After time.Duration // since the put
 	VIP   netip.Addr
 	Site  string
+	Node  string // whose MED it is
 	MED   int
 }
 
@@ -104,8 +110,13 @@ func (r Report) Faults() []string {
 		if k.Final.Strayed != 0 {
 			fault("%s%d calls got an answer from another backend than their own", of, k.Final.Strayed)
 		}
-		if k.Entries < k.Established {
-			fault("%s%d entries in the first site's connection table for %d calls", of, k.Entries, k.Established)
+		for _, host := range slices.Sorted(maps.Keys(k.Entries)) {
+			if k.Entries[host] < k.Established {
+				fault("%s%d entries in %s's connection table for %d calls", of, k.Entries[host], host, k.Established)
+			}
+		}
+		if len(k.Entries) == 0 {
+			fault("%sno connection table was looked at", of)
 		}
 		if !k.Traffic.UDP {
 			tcp += k.Established
@@ -218,7 +229,7 @@ func (s Switch) complete() bool {
 }
 
 func (s Step) String() string {
-	return fmt.Sprintf("%s %d (%.2f s)", s.Site, s.MED, s.After.Seconds())
+	return fmt.Sprintf("%s %d (%.2f s)", cmp.Or(s.Node, s.Site), s.MED, s.After.Seconds())
 }
 
 // alive is how many calls of all kinds lived after the switch.

@@ -30,7 +30,7 @@ type sampler struct {
 	done    chan struct{}
 }
 
-const sampleInterval = 500 * time.Millisecond
+const sampleInterval = time.Second
 
 func startSampler(ctx context.Context, l *lab.Lab) *sampler {
 	s := &sampler{done: make(chan struct{})}

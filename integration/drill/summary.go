@@ -15,7 +15,8 @@ func (r Report) Summary() string {
 	say := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	for i, k := range r.Kinds {
 		of := r.of(i)
-		say("%-44s%d, with %d distinct entries in ipvsadm -lnc", of+"Calls established before the first switch", k.Established, k.Entries)
+		say("%-44s%d", of+"Calls established before the first switch", k.Established)
+		say("%-44s%s", of+"Entries for them in ipvsadm -lnc", counts(k.Entries))
 		say("%-44s%d", of+"Alive after the last switch", k.Final.Total())
 		say("%-44s%d", of+"Ended normally", k.Stats.Successful)
 		say("%-44s%d", of+"Failed", k.Lost())
@@ -23,7 +24,7 @@ func (r Report) Summary() string {
 	say("%-44s%d", "TCP resets that reached the clients", r.Resets)
 	for _, s := range r.Switches {
 		say("")
-		say("%s -> %s", s.From, s.To)
+		say("%s -> %s", s.owner(s.From), s.owner(s.To))
 		for _, provider := range slices.Sorted(maps.Keys(s.Best)) {
 			if best := s.Best[provider]; best.IsZero() {
 				say("  the %s's best path never led to %s", provider, s.To)
@@ -34,7 +35,7 @@ func (r Report) Summary() string {
 		if !s.Normal.IsZero() {
 			say("  until the new site stood at its usual MED %.2f s", s.Normal.Sub(s.Put).Seconds())
 		}
-		say("  MEDs, as the edge routers heard them      %v", s.steps(lab.VIP))
+		say("  lowest MEDs, as the edge routers heard    %v", s.steps(lab.VIP))
 		for i, c := range s.Calls {
 			say("  %-42s%s", r.of(i)+"calls alive afterwards", c.Alive)
 			say("  %-42s%s", r.of(i)+"new calls", counts(c.NewCalls))
@@ -65,6 +66,14 @@ func (r Report) Summary() string {
 		say("No established call was lost, and new calls went to the new site.")
 	}
 	return b.String()
+}
+
+// owner names a site and the host that owns the VIP there.
+func (s Switch) owner(site string) string {
+	if owner := s.Owners[site]; owner != "" {
+		return fmt.Sprintf("%s (owner %s)", site, owner)
+	}
+	return site
 }
 
 func counts(m map[string]int) string {

@@ -55,7 +55,7 @@ type Good struct {
 	Leased bool
 }
 
-// Base is a state without a fault: one VIP in two sites, with one LVS node and
+// Base is a state without a fault: one VIP in two sites, with two LVS nodes and
 // two backends in each, as in the lab. Every key of the cases that is of the
 // layout is below a name in it, or below no name.
 func Base() []Good {
@@ -68,15 +68,21 @@ func Base() []Good {
 		{Key: "backends/sbc/dc2-sbc1", Value: `{"site":"dc2","address":"10.2.0.21"}`},
 		{Key: "backends/sbc/dc2-sbc2", Value: `{"site":"dc2","address":"10.2.0.22"}`},
 		{Key: "nodes/dc1-lvs-a", Value: `{"machine_id":"a","site":"dc1","group":"dc1-edge1","ipv4":"10.1.0.11","sync_address":"169.254.1.1","version":"v1","schema":2}`},
+		{Key: "nodes/dc1-lvs-b", Value: `{"machine_id":"c","site":"dc1","group":"dc1-edge1","ipv4":"10.1.0.12","sync_address":"169.254.1.3","version":"v1","schema":2}`},
 		{Key: "nodes/dc2-lvs-a", Value: `{"machine_id":"b","site":"dc2","group":"dc2-edge1","ipv4":"10.2.0.11","sync_address":"169.254.1.2","version":"v1","schema":2}`},
+		{Key: "nodes/dc2-lvs-b", Value: `{"machine_id":"d","site":"dc2","group":"dc2-edge1","ipv4":"10.2.0.12","sync_address":"169.254.1.4","version":"v1","schema":2}`},
 		{Key: "vips/sip-1", Value: `{"addresses":["203.0.113.10"],"services":[{"protocol":"tcp","port":5060,"pool":"sbc"}],"groups":{"dc1":"dc1-edge1","dc2":"dc2-edge1"}}`},
 		{Key: "target_state/sip-1", Value: `dc1`},
 		{Key: "alive/dc1-lvs-a", Value: `{"since":"2024-11-22T17:00:00Z","boot_id":"a","bgp_sessions":1}`, Leased: true},
+		{Key: "alive/dc1-lvs-b", Value: `{"since":"2024-11-22T17:00:00Z","boot_id":"c","bgp_sessions":1}`, Leased: true},
 		{Key: "alive/dc2-lvs-a", Value: `{"since":"2024-11-22T17:00:00Z","boot_id":"b","bgp_sessions":1}`, Leased: true},
+		{Key: "alive/dc2-lvs-b", Value: `{"since":"2024-11-22T17:00:00Z","boot_id":"d","bgp_sessions":1}`, Leased: true},
 		{Key: "owners/dc1/sip-1", Value: `{"node":"dc1-lvs-a"}`, Leased: true},
 		{Key: "owners/dc2/sip-1", Value: `{"node":"dc2-lvs-a"}`, Leased: true},
 		{Key: "claims/dc1-lvs-a/sip-1", Value: `{"med":"100"}`},
+		{Key: "claims/dc1-lvs-b/sip-1", Value: `{"med":"none"}`},
 		{Key: "claims/dc2-lvs-a/sip-1", Value: `{"med":"none"}`},
+		{Key: "claims/dc2-lvs-b/sip-1", Value: `{"med":"none"}`},
 	}
 }
 

@@ -3,6 +3,7 @@ package lab
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -73,7 +74,8 @@ func (l *Lab) StopAgent(ctx context.Context, node string, sig syscall.Signal) er
 	return l.Stop(ctx, node, "agent", sig)
 }
 
-// waitVIP waits until the transit's best route leads to the site.
+// waitVIP waits until the transit's best route leads to the site, and every LVS host
+// can serve and says so to its edge.
 func (l *Lab) waitVIP(ctx context.Context, site Site) error {
 	err := until(ctx, 100*time.Millisecond, func() error {
 		for _, n := range l.topo.Role(RoleLVS) {
@@ -87,7 +89,7 @@ func (l *Lab) waitVIP(ctx context.Context, site Site) error {
 		}
 		for _, r := range routes {
 			if r.Best && r.Session == site.Edge() {
-				return nil
+				return l.allAnnounce()
 			}
 		}
 		return fmt.Errorf("%s doesn't prefer %s for %s: it has %d routes", Transit, site.Name, VIP, len(routes))
@@ -100,6 +102,53 @@ func (l *Lab) waitVIP(ctx context.Context, site Site) error {
 		fmt.Fprintf(&logs, "\n  agent on %s:\n%s", n.Name, indent(tail(l.path(n.Name, "agent.log"), 10)))
 	}
 	return fmt.Errorf("announcement: %w%s", err, logs.String())
+}
+
+// allAnnounce names an LVS host that does not announce the VIP, or does so as the last
+// resort: it can't serve, or waits to learn the connections.
+func (l *Lab) allAnnounce() error {
+	meds, err := l.MEDs()
+	if err != nil {
+		return err
+	}
+	lastResort := Rungs[len(Rungs)-1].Community // the communities are those of the MEDs
+	for _, n := range l.topo.Role(RoleLVS) {
+		if med, ok := meds[n.Name]; !ok || med >= lastResort {
+			return fmt.Errorf("%s does not serve %s yet: the MEDs are %v", n.Name, VIP, meds)
+		}
+	}
+	return nil
+}
+
+// MEDs are what the edge routers hear from the LVS hosts of their site for the VIP,
+// by host. One that does not announce it is left out.
+func (l *Lab) MEDs() (map[string]int, error) {
+	meds := map[string]int{}
+	for _, s := range l.topo.Sites {
+		routes, err := l.Routes(s.Edge())
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range routes {
+			if n, ok := l.topo.Node(r.Session); ok && n.Role == RoleLVS && r.Prefix.Addr() == VIP {
+				meds[n.Name] = r.MED
+			}
+		}
+	}
+	return meds, nil
+}
+
+// Owner is the LVS host that owns the VIP in a site, as etcd has it; "" is none.
+func (l *Lab) Owner(ctx context.Context, site string) (string, error) {
+	value, found, err := l.Get(ctx, Witness, "/medway/v1/owners/"+site+"/"+VIPName)
+	if err != nil || !found {
+		return "", err
+	}
+	var owner struct{ Node string }
+	if err := json.Unmarshal([]byte(value), &owner); err != nil {
+		return "", fmt.Errorf("owner of %s in %s: value %q: %w", VIPName, site, value, err)
+	}
+	return owner.Node, nil
 }
 
 // IntentDir is where the lab's intent is, for `medwayctl apply -f`.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -131,7 +132,7 @@ func removedEvents(when time.Time, router, text string) []RouteEvent {
 }
 
 // followEvery is how often logs are looked at; events bear BIRD's own times.
-const followEvery = 20 * time.Millisecond
+const followEvery = 50 * time.Millisecond
 
 // FollowRoutes delivers the route events of the routers (none named: all) from now on,
 // until the context ends; then the channel is closed. What happens after it has
@@ -162,13 +163,16 @@ func (l *Lab) FollowRoutes(ctx context.Context, routers ...string) (<-chan Route
 		tick := time.NewTicker(followEvery)
 		defer tick.Stop()
 		for {
+			var news []RouteEvent
 			for _, t := range logs {
-				for _, e := range t.read() {
-					select {
-					case events <- e:
-					case <-ctx.Done():
-						return
-					}
+				news = append(news, t.read()...)
+			}
+			slices.SortStableFunc(news, func(a, b RouteEvent) int { return a.Time.Compare(b.Time) })
+			for _, e := range news {
+				select {
+				case events <- e:
+				case <-ctx.Done():
+					return
 				}
 			}
 			select {

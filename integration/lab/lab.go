@@ -47,7 +47,8 @@ type Options struct {
 	BeforeAgents func(context.Context, *Lab) error `json:"-"`
 	// Timeout bounds each wait for readiness; default 2 min.
 	Timeout time.Duration
-	// Progress receives a line for each finished part; default none.
+	// Progress receives a line for each finished part, also from two goroutines at once;
+	// default none.
 	Progress io.Writer `json:"-"`
 }
 
@@ -172,35 +173,34 @@ func Up(ctx context.Context, opts Options) (*Lab, error) {
 	return l, nil
 }
 
-// build starts what is slow first and waits for it last.
+// A part of the lab is built, or waited for, as a whole.
+type part struct {
+	name string
+	do   func(context.Context) error
+}
+
+// build starts what is slow first, and does the rest while etcd gets ready: each of the
+// many changes that set its users up waits for a majority of the members.
 func (l *Lab) build(ctx context.Context) error {
-	type part struct {
-		name string
-		do   func(context.Context) error
-	}
-	parts := []part{
+	backends, agents := !l.opts.RoutingOnly, !l.opts.RoutingOnly && !l.opts.NoAgents
+	first := []part{
 		{"namespaces", func(context.Context) error { return l.createNamespaces() }},
 		{"network", func(context.Context) error { return l.buildNetwork() }},
 		{"etcd and routers started", func(context.Context) error { return l.startInfrastructure() }},
 	}
-	backends, agents := !l.opts.RoutingOnly, !l.opts.RoutingOnly && !l.opts.NoAgents
+	etcd := []part{{"etcd healthy", l.waitEtcd}, {"etcd's users and roles", l.InitEtcd}}
+	beside := []part{{"routers' sessions established", l.waitRouters}}
 	if backends {
-		parts = append([]part{{"kernel", func(context.Context) error { return CheckKernel() }}}, parts...)
-		parts = append(parts, part{"backends started", l.startBackends})
+		first = append([]part{{"kernel", func(context.Context) error { return CheckKernel() }}}, first...)
+		beside = append([]part{{"backends started", l.startBackends}}, append(beside, part{"backends answer", l.waitBackends})...)
 	}
-	parts = append(parts, part{"routers' sessions established", l.waitRouters}, part{"etcd healthy", l.waitEtcd}, part{"etcd's users and roles", l.InitEtcd})
-	if backends {
-		parts = append(parts, part{"backends answer", l.waitBackends})
-	}
+	var last []part
 	if agents {
-		parts = append(parts, part{"intent in etcd, target " + l.opts.Target, l.loadIntent})
+		etcd = append(etcd, part{"intent in etcd, target " + l.opts.Target, l.loadIntent})
 		if before := l.opts.BeforeAgents; before != nil {
-			parts = append(parts, part{"all but the agents is up", func(ctx context.Context) error { return before(ctx, l) }})
+			last = append(last, part{"all but the agents is up", func(ctx context.Context) error { return before(ctx, l) }})
 		}
-		parts = append(parts, part{"agents started", l.startAgents})
-	}
-	if agents {
-		parts = append(parts, part{"VIP announced, best at the transit", func(ctx context.Context) error {
+		last = append(last, part{"agents started", l.startAgents}, part{"VIP announced by every LVS host, best at the transit", func(ctx context.Context) error {
 			site, ok := l.topo.Site(l.opts.Target)
 			if !ok {
 				return fmt.Errorf("no site %q", l.opts.Target)
@@ -219,6 +219,20 @@ func (l *Lab) build(ctx context.Context) error {
 	if err := writeJSON(l.path("state.json"), s); err != nil {
 		return err
 	}
+	if err := l.do(ctx, first); err != nil {
+		return err
+	}
+	together, inner := errgroup.WithContext(ctx)
+	together.Go(func() error { return l.do(inner, etcd) })
+	together.Go(func() error { return l.do(inner, beside) })
+	if err := together.Wait(); err != nil {
+		return err
+	}
+	return l.do(ctx, last)
+}
+
+// do does one part after the other.
+func (l *Lab) do(ctx context.Context, parts []part) error {
 	for _, p := range parts {
 		ctx, cancel := context.WithTimeoutCause(ctx, l.opts.Timeout, fmt.Errorf("not within %s", l.opts.Timeout))
 		err := p.do(ctx)

@@ -38,7 +38,7 @@ func oneProvider() Topology {
 }
 
 func TestTopology(t *testing.T) {
-	for name, topo := range map[string]Topology{"default": Default(), "two LVS": Default().WithLVS(2), "three sites": threeSites(), "one provider": oneProvider()} {
+	for name, topo := range map[string]Topology{"default": Default(), "one LVS": Default().WithLVS(1), "three sites": threeSites(), "one provider": oneProvider()} {
 		t.Run(name, func(t *testing.T) {
 			if err := topo.Validate(); err != nil {
 				t.Fatal(err)
@@ -46,7 +46,7 @@ func TestTopology(t *testing.T) {
 			checkLinks(t, topo)
 		})
 	}
-	n, ok := Default().WithLVS(2).Node("dc1-lvs-b")
+	n, ok := Default().Node("dc1-lvs-b")
 	if !ok || n.Addr != netip.MustParseAddr("10.1.0.12") || n.Addr6 != netip.MustParseAddr("2001:db8:1::12") || n.Role != RoleLVS {
 		t.Errorf("dc1-lvs-b: %+v, %v", n, ok)
 	}
@@ -224,7 +224,7 @@ func TestBirdConfig(t *testing.T) {
 	}
 	one := Default()
 	one.Sites = one.Sites[:1]
-	for name, topo := range map[string]Topology{"default": Default(), "two LVS": Default().WithLVS(2), "three sites": threeSites(), "one provider": oneProvider(), "one site": one} {
+	for name, topo := range map[string]Topology{"default": Default(), "one LVS": Default().WithLVS(1), "three sites": threeSites(), "one provider": oneProvider(), "one site": one} {
 		l := testLab(t, Options{Topology: &topo})
 		for _, router := range topo.Routers() {
 			config, err := l.birdConfig(router)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -127,20 +128,35 @@ func TestRouting(t *testing.T) {
 		t.Fatal(err)
 	}
 	announce(t, l, "dc1-lvs-a", 100)
+	announce(t, l, "dc1-lvs-b", 110)
 	announce(t, l, "dc2-lvs-a", 500)
+	announce(t, l, "dc2-lvs-b", 510)
 	wantRoutes(t, l, Transit, "dc1-edge 100", "dc2-edge 500")
 	wantRoutes(t, l, Transit2, "dc1-edge 2", "dc2-edge 4")
-	wantRoutes(t, l, "dc1-edge", "dc1-lvs-a 100", "dc2-edge 500")
-	wantRoutes(t, l, "dc2-edge", "dc1-edge 100", "dc2-lvs-a 500")
+	wantRoutes(t, l, "dc1-edge", "dc1-lvs-a 100", "dc1-lvs-b 110", "dc2-edge 500")
+	wantRoutes(t, l, "dc2-edge", "dc1-edge 100", "dc2-lvs-a 500", "dc2-lvs-b 510")
+	if meds, err := l.MEDs(); err != nil || !maps.Equal(meds, map[string]int{"dc1-lvs-a": 100, "dc1-lvs-b": 110, "dc2-lvs-a": 500, "dc2-lvs-b": 510}) {
+		t.Errorf("MEDs %v, %v", meds, err)
+	}
+
+	// Where the owner goes, its standby's route is there already.
+	if err := l.Stop(t.Context(), "dc1-lvs-a", "announcer", syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	wantRoutes(t, l, Transit, "dc1-edge 110", "dc2-edge 500")
+	wantRoutes(t, l, Transit2, "dc1-edge 3", "dc2-edge 4")
+	announce(t, l, "dc1-lvs-a", 100)
+	wantRoutes(t, l, Transit, "dc1-edge 100", "dc2-edge 500")
 
 	announce(t, l, "dc2-lvs-a", 50) // forced
 	wantRoutes(t, l, Transit, "dc2-edge 50", "dc1-edge 100")
 	wantRoutes(t, l, Transit2, "dc2-edge 1", "dc1-edge 2")
+	announce(t, l, "dc1-lvs-b", 510)
 	announce(t, l, "dc1-lvs-a", 500)
 	announce(t, l, "dc2-lvs-a", 100) // normalised
 	wantRoutes(t, l, Transit, "dc2-edge 100", "dc1-edge 500")
 	wantRoutes(t, l, Transit2, "dc2-edge 2", "dc1-edge 4")
-	wantRoutes(t, l, "dc1-edge", "dc2-edge 100", "dc1-lvs-a 500")
+	wantRoutes(t, l, "dc1-edge", "dc2-edge 100", "dc1-lvs-a 500", "dc1-lvs-b 510")
 	for _, router := range []string{Transit, Transit2} {
 		for _, vip := range []netip.Addr{VIP, VIP6} {
 			if out, err := l.Output(t.Context(), router, "ip", "route", "get", vip.String()); err != nil || !strings.Contains(out, "dev dc2-edge") {
@@ -152,8 +168,10 @@ func TestRouting(t *testing.T) {
 	if out, err := l.Birdc(Transit2, "show route all where net ~ 203.0.113.0/24"); err != nil || strings.Contains(out, "community") || strings.Contains(out, "med:") {
 		t.Errorf("%s: %v\n%s", Transit2, err, out)
 	}
-	if err := l.Stop(t.Context(), "dc2-lvs-a", "announcer", syscall.SIGTERM); err != nil {
-		t.Fatal(err)
+	for _, node := range []string{"dc2-lvs-b", "dc2-lvs-a"} {
+		if err := l.Stop(t.Context(), node, "announcer", syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
 	}
 	wantRoutes(t, l, Transit, "dc1-edge 500")
 
@@ -184,6 +202,14 @@ func TestCutsAndOpen(t *testing.T) {
 	for _, opts := range []Options{up.opts, {Dir: t.TempDir(), Prefix: up.opts.Prefix}} {
 		if err := Vacant(opts); err == nil {
 			t.Errorf("a lab with prefix %s in %s would take this one's place", opts.Prefix, opts.Dir)
+		}
+	}
+	if err := l.Put(t.Context(), Witness, "/medway/v1/owners/dc1/"+VIPName, `{"node":"dc1-lvs-b"}`); err != nil {
+		t.Fatal(err)
+	}
+	for site, want := range map[string]string{"dc1": "dc1-lvs-b", "dc2": ""} {
+		if owner, err := l.Owner(t.Context(), site); owner != want || err != nil {
+			t.Errorf("owner in %s: %q, %v, expected %q", site, owner, err, want)
 		}
 	}
 	reach := func(node, addr string) error {

@@ -81,13 +81,13 @@ type Host struct {
 	Last int
 }
 
-// Default is two sites with one LVS host and two backends each, and two providers.
+// Default is two sites with two LVS hosts and two backends each, and two providers.
 func Default() Topology {
 	return Topology{
 		Providers: []Provider{transit1, transit2},
 		Sites: []Site{
-			{Name: "dc1", Number: 1, LVS: lvsHosts(1), SBC: sbcHosts(2)},
-			{Name: "dc2", Number: 2, LVS: lvsHosts(1), SBC: sbcHosts(2)},
+			{Name: "dc1", Number: 1, LVS: lvsHosts(2), SBC: sbcHosts(2)},
+			{Name: "dc2", Number: 2, LVS: lvsHosts(2), SBC: sbcHosts(2)},
 		},
 		WitnessNumber: 3,
 	}

@@ -66,7 +66,7 @@ func upCommand(dir *string) *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.DurationVar(&opts.WANDelay, "wan-delay", 0, "one-way delay between the sites, such as 5ms")
-	f.IntVar(&lvs, "lvs", 1, "LVS hosts in each site")
+	f.IntVar(&lvs, "lvs", 2, "LVS hosts in each site")
 	f.StringVar(&opts.Prefix, "prefix", "mw-", prefixHelp)
 	f.StringVar(&opts.BinDir, "bin", "", "directory of the project's binaries (default: this program's own)")
 	f.StringVar(&opts.Target, "target", "", "site that takes the traffic first (default: the first)")
