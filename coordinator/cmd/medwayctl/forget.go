@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/medway-lb/medway/pkg/plan"
 	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
 
@@ -171,7 +172,7 @@ func (f *forgetting) changes(have *contents) (all []change) {
 		for _, key := range f.keys(have) {
 			c.delete(have, key)
 		}
-	case isNode && have.Epoch.Word != "" && have.Joined[f.node] != have.Epoch.Word:
+	case isNode && plan.Joins(have.Snapshot, f.node):
 		// It can't write its claims anew (PROTOCOL R13).
 		c.guard(have, state.Key{Kind: state.KindEpoch}.String())
 		c.put(have, joined, []byte(have.Epoch.Word))

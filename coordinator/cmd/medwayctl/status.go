@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/medway-lb/medway/pkg/plan"
 	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
 
@@ -173,7 +174,7 @@ func writeTable(out io.Writer, s *state.Snapshot, nodes []*medwayv1.Status, only
 		return err
 	}
 	section(out, "Why", why)
-	section(out, "Nothing moves: etcd was restored, and these nodes have not written their claims anew", notJoined(s))
+	section(out, "Nothing moves for VIPs of these nodes: they have not joined the epoch, which is new after a restore of etcd", notJoined(s))
 	section(out, "Locks (nothing is switched automatically until medwayctl unlock VIP)", locks)
 	section(out, "Paused (nothing is switched automatically until medwayctl resume)", pauses(s, only))
 	section(out, "Drained (announces nothing until medwayctl node undrain NODE)", drains(s))
@@ -228,10 +229,10 @@ func owns(s *state.Snapshot, n *medwayv1.Status, vip string) string {
 // unjoined are the nodes that have not put the epoch of the store (PROTOCOL R13).
 func unjoined(s *state.Snapshot) (names []string) {
 	if s.Epoch.Revision == 0 {
-		return nil // never restored
+		return nil // nobody has put one yet
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.Nodes)) {
-		if s.Epoch.Word == "" || s.Joined[name] != s.Epoch.Word {
+		if s.Epoch.Word == "" || plan.Joins(s, name) {
 			names = append(names, name)
 		}
 	}

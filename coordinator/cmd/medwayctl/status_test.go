@@ -154,7 +154,7 @@ Why
   sip-1 on n1: owner in the target site
   sip-1 on n2: target is dc1
 
-Nothing moves: etcd was restored, and these nodes have not written their claims anew
+Nothing moves for VIPs of these nodes: they have not joined the epoch, which is new after a restore of etcd
   n2: is in epoch crane, not in heron; it is silent: start its agent, or medwayctl forget n2
   n3: is in epoch -, not in heron; it is silent: start its agent, or medwayctl forget n3
 
