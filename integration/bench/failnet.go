@@ -161,6 +161,14 @@ func (n *failnet) start(space, name string, env []string, args ...string) (*proc
 	return p, err
 }
 
+// weighted runs a program before all others, as CPUWeight=10000 in
+// docs/medway-agent.service does: in a session of its own, whose share of the
+// processors is that of nice -20 (autogroups, sched(7)). A kernel without them
+// runs it as any other.
+func weighted(args ...string) []string {
+	return append([]string{"setsid", "sh", "-c", `{ echo -20 >/proc/self/autogroup; } 2>/dev/null; exec "$0" "$@"`}, args...)
+}
+
 func (n *failnet) cables(ctx context.Context) error {
 	for _, name := range []string{"switch", "router", "a", "b"} {
 		if err := n.space(ctx, name); err != nil {
@@ -213,7 +221,8 @@ func (n *failnet) router(context.Context) error {
 	if err := os.WriteFile(config, []byte(edgeConfig), 0o644); err != nil {
 		return err
 	}
-	_, err := n.start("router", "edge", nil, "bird", "-f", "-c", config, "-s", n.socket(), "-P", filepath.Join(n.dir, "edge.pid"))
+	// A router has processors of its own.
+	_, err := n.start("router", "edge", nil, weighted("bird", "-f", "-c", config, "-s", n.socket(), "-P", filepath.Join(n.dir, "edge.pid"))...)
 	return err
 }
 
@@ -233,7 +242,8 @@ func (n *failnet) medway(ctx context.Context) (err error) {
 		if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 			return err
 		}
-		agent, err := n.start(h.name, "agent-"+h.name, []string{"MEDWAY_AGENT_ON_FAKES=" + config}, filepath.Join(n.bin, "medway-agent-on-fakes"))
+		agent, err := n.start(h.name, "agent-"+h.name, []string{"MEDWAY_AGENT_ON_FAKES=" + config},
+			weighted(filepath.Join(n.bin, "medway-agent-on-fakes"))...)
 		if err != nil {
 			return err
 		}
