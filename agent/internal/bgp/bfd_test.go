@@ -18,7 +18,7 @@ import (
 var bfdHosts = []string{"a", "b", "c"}
 
 const (
-	bfdInterval = 300 * time.Millisecond // for a busy machine
+	bfdInterval = 500 * time.Millisecond // slower than the default, for a busy machine
 	bfdHold     = 90 * time.Second
 	bfdGraceful = 120 * time.Second
 )
@@ -26,7 +26,7 @@ const (
 const bfdBird = `log stderr { info, warning, error, fatal, bug, remote, trace };
 router id 10.77.0.1;
 protocol device {}
-protocol bfd { interface "*" { interval 300 ms; multiplier 3; }; }
+protocol bfd { interface "*" { interval 500 ms; multiplier 5; }; }
 template bgp lvs {
 	local 10.77.0.1 as 65001;
 	direct;
@@ -43,9 +43,9 @@ protocol bgp c from lvs { neighbor 10.77.0.4 as 65000; }
 
 const bfdFRR = `bfd
  profile lvs
-  receive-interval 300
-  transmit-interval 300
-  detect-multiplier 3
+  receive-interval 500
+  transmit-interval 500
+  detect-multiplier 5
  exit
 exit
 router bgp 65001
@@ -106,7 +106,7 @@ func newBFDNet(t *testing.T, brand string) *bfdNet {
 		d.node(name, []string{"lan", address.String() + "/24"})
 		n.configs[name] = Config{AS: 65000, LocalAddress: address, Neighbors: []Neighbor{{
 			Address: netip.MustParseAddr("10.77.0.1"), AS: 65001, HoldTime: bfdHold, GracefulRestart: bfdGraceful,
-			BFD: &BFD{Interval: bfdInterval, Multiplier: 3},
+			BFD: &BFD{Interval: bfdInterval, Multiplier: 5},
 		}}}
 		n.start(name)
 	}
@@ -166,7 +166,7 @@ func TestBFD(t *testing.T) {
 			// A host dies without a word.
 			n.cut("a")
 			took := eventually(t, 15*time.Second, "the dead host's route goes", func() bool { return !n.knows("a") })
-			t.Logf("FIGURE %s: BFD 300 ms x 3: dead host's route gone after %v", brand, took)
+			t.Logf("FIGURE %s: BFD 500 ms x 5: dead host's route gone after %v", brand, took)
 			if !n.best("b")() {
 				t.Errorf("the best route is not b's:\n%s", n.all())
 			}
@@ -184,7 +184,7 @@ func TestBFD(t *testing.T) {
 				holds(t, 3*time.Second, "the killed speaker's route", func() bool { return n.best("a")() })
 			} else {
 				took = eventually(t, 15*time.Second, "the killed speaker's route goes", func() bool { return !n.knows("a") })
-				t.Logf("FIGURE %s: BFD 300 ms x 3: killed speaker's route gone after %v", brand, took)
+				t.Logf("FIGURE %s: BFD 500 ms x 5: killed speaker's route gone after %v", brand, took)
 			}
 			n.start("a")
 			n.settle()
