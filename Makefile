@@ -52,7 +52,7 @@ test: setup build ## Run the tests, those of the kernel and of the lab included;
 fuzz: ## Run every fuzz target for FUZZTIME (default 30s), with a line of figures each
 	@scripts/fuzz.sh
 
-bench: build ## Measure medway beside etcd, GoBGP, ExaBGP and Keepalived: about 10 minutes; docs/benchmarks.md (ARGS="native --flips 50")
+bench: build ## Measure medway beside etcd, GoBGP, ExaBGP and Keepalived: about 15 minutes; docs/benchmarks.md (ARGS="native --flips 50")
 	@scripts/setup.sh bench
 	@$(BUILD) -o bin/medway-bench ./integration/bench/cmd/medway-bench
 	@CGO_ENABLED=0 $(GO) test -c -trimpath -o bin/medway-agent-on-fakes ./agent

@@ -85,7 +85,8 @@ type Neighbor struct {
 	TTLSecurity bool `yaml:"ttl_security"`
 	// Multihop is the TTL towards an eBGP router that isn't. Default 1.
 	Multihop uint8 `yaml:"multihop"`
-	BFD      *BFD  `yaml:"bfd"`
+	// BFD is on by default, though not with Multihop.
+	BFD *BFD `yaml:"bfd"`
 	// GracefulRestart is how long the router is asked to keep routes while the
 	// agent restarts. Default 120s; 0s is off.
 	GracefulRestart *time.Duration `yaml:"graceful_restart"`
@@ -94,16 +95,26 @@ type Neighbor struct {
 	MaxPrefixes *uint32 `yaml:"max_prefixes"`
 }
 
-// BFD configures a BFD session with a neighbour.
+// BFD configures a single-hop BFD session with a neighbour (RFC 5881). With a
+// router that has none it stays down, and the BGP session lives without it.
 type BFD struct {
-	Interval   time.Duration `yaml:"interval"`
-	Multiplier uint8         `yaml:"multiplier"`
+	// Enabled is true by default.
+	Enabled *bool `yaml:"enabled"`
+	// Interval is that of the packets in both directions, 10ms to 1m. Default
+	// 150ms.
+	Interval *time.Duration `yaml:"interval"`
+	// Multiplier is how many packets in a row may be missing. Default 3.
+	Multiplier *uint8 `yaml:"multiplier"`
 }
 
 const (
 	defaultStateDir        = "/var/lib/medway"
 	defaultHoldTime        = 9 * time.Second
 	defaultGracefulRestart = 120 * time.Second
+	// A dead host is missed within half a second, and a busy one has that long
+	// for its turn on the processor (docs/benchmarks.md).
+	defaultBFDInterval   = 150 * time.Millisecond
+	defaultBFDMultiplier = 3
 )
 
 // LoadConfig reads and checks the agent's file. Its errors name file, line and
@@ -365,14 +376,24 @@ func (c Config) speaker(passwords map[netip.Addr]string) bgp.Config {
 		neighbor := bgp.Neighbor{
 			Address: n.Address, AS: n.AS, HoldTime: n.holdTime(), Keepalive: valueOf(n.Keepalive),
 			Password: passwords[n.Address], TTLSecurity: n.TTLSecurity, Multihop: n.Multihop,
-			GracefulRestart: n.gracefulRestart(), MaxPrefixes: valueOf(n.MaxPrefixes),
-		}
-		if n.BFD != nil {
-			neighbor.BFD = &bgp.BFD{Interval: n.BFD.Interval, Multiplier: n.BFD.Multiplier}
+			GracefulRestart: n.gracefulRestart(), MaxPrefixes: valueOf(n.MaxPrefixes), BFD: n.bfd(),
 		}
 		out.Neighbors = append(out.Neighbors, neighbor)
 	}
 	return out
+}
+
+// bfd is nil where it is off.
+func (n Neighbor) bfd() *bgp.BFD {
+	switch {
+	case n.BFD == nil && n.Multihop > 0:
+		return nil
+	case n.BFD == nil:
+		return &bgp.BFD{Interval: defaultBFDInterval, Multiplier: defaultBFDMultiplier}
+	case n.BFD.Enabled != nil && !*n.BFD.Enabled:
+		return nil
+	}
+	return &bgp.BFD{Interval: valueOr(n.BFD.Interval, defaultBFDInterval), Multiplier: valueOr(n.BFD.Multiplier, defaultBFDMultiplier)}
 }
 
 func (n Neighbor) gracefulRestart() time.Duration {
@@ -414,6 +435,14 @@ func valueOf[T any](p *T) (value T) {
 		value = *p
 	}
 	return value
+}
+
+// valueOr is what p points at, or for nil the default.
+func valueOr[T any](p *T, or T) T {
+	if p != nil {
+		return *p
+	}
+	return or
 }
 
 // maxPassword is the kernel's limit (TCP_MD5SIG_MAXKEYLEN).

@@ -61,6 +61,7 @@ func TestLoadConfig(t *testing.T) {
 		t.Fatal(err)
 	}
 	addr, off, hold := netip.MustParseAddr, time.Duration(0), 30*time.Second
+	interval, multiplier := 150*time.Millisecond, uint8(3)
 	want := Config{
 		Node: "dc1-lvs-a", Site: "dc1", Group: "dc1-edge1", Addresses: Addresses{IPv4: addr("10.1.0.11")}, Uplink: "eth0",
 		Etcd: Etcd{
@@ -70,7 +71,7 @@ func TestLoadConfig(t *testing.T) {
 		BGP: BGP{AS: 65001, RouterID: addr("10.1.0.11"), Neighbors: []Neighbor{
 			{
 				Address: addr("10.1.0.1"), AS: 65001, PasswordFile: "/etc/medway/edge1.secret", TTLSecurity: true,
-				BFD: &BFD{Interval: 150 * time.Millisecond, Multiplier: 3},
+				BFD: &BFD{Interval: &interval, Multiplier: &multiplier},
 			},
 			{Address: addr("10.1.0.2"), AS: 65002, HoldTime: &hold, GracefulRestart: &off},
 		}},
@@ -99,6 +100,29 @@ func TestConfigDefaults(t *testing.T) {
 		// PROTOCOL R3 waits that long before a lost session counts as flushed.
 		if got := c.BGP.kept(n.Address); got != want.hold+want.restart {
 			t.Errorf("neighbour %s: routes may be kept for %s, expected %s", n.Address, got, want.hold+want.restart)
+		}
+	}
+}
+
+func TestBFDDefault(t *testing.T) {
+	defaults := &bgp.BFD{Interval: 150 * time.Millisecond, Multiplier: 3}
+	for text, want := range map[string]*bgp.BFD{
+		"":                         defaults,
+		", bfd: {}":                defaults,
+		", bfd: {enabled: true}":   defaults,
+		", bfd: {multiplier: 5}":   {Interval: 150 * time.Millisecond, Multiplier: 5},
+		", bfd: {interval: 300ms}": {Interval: 300 * time.Millisecond, Multiplier: 3},
+		", bfd: {enabled: false}":  nil,
+		", multihop: 2":            nil,
+		", multihop: 2, bfd: {enabled: false, interval: 1s}": nil,
+	} {
+		c, _, err := load(t, strings.Replace(goodConfig, ", hold_time: 30s", text, 1))
+		if err != nil {
+			t.Errorf("%q: %v", text, err)
+			continue
+		}
+		if diff := cmp.Diff(want, c.speaker(nil).Neighbors[1].BFD); diff != "" {
+			t.Errorf("%q: %s", text, diff)
 		}
 	}
 }
@@ -179,7 +203,10 @@ func TestBadConfigSaysWhereAndWhat(t *testing.T) {
 		{"multihop with TTL security", "hold_time: 30s", "multihop: 2, ttl_security: true", []string{"field bgp.neighbors[1].multihop", "ttl_security"}},
 		{"multihop of our own AS", "ttl_security: true", "multihop: 2", []string{"field bgp.neighbors[0].multihop", "our own AS"}},
 		{"BFD too fast", "interval: 150ms", "interval: 9ms", []string{"field bgp.neighbors[0].bfd.interval", `"9ms"`}},
-		{"BFD without a multiplier", ", multiplier: 3", "", []string{"field bgp.neighbors[0].bfd.multiplier", `"0"`}},
+		{"BFD without an interval", "interval: 150ms", "interval: 0s", []string{"field bgp.neighbors[0].bfd.interval", `"0s"`, "10ms to 1m"}},
+		{"BFD without a packet that may be missing", "multiplier: 3", "multiplier: 0", []string{":15:122: field bgp.neighbors[0].bfd.multiplier", `"0"`}},
+		{"BFD switched off by another word", "{interval: 150ms, multiplier: 3}", "off", []string{":15:99: field bgp.neighbors[0].bfd", `"off"`}},
+		{"BFD over several hops", "hold_time: 30s", "multihop: 2, bfd: {}", []string{"field bgp.neighbors[1].multihop", "none with bfd"}},
 		{"BFD multiplier too large", "multiplier: 3", "multiplier: 256", []string{":15:122: field bgp.neighbors[0].bfd.multiplier"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -32,6 +32,7 @@ func other(site string) string {
 	return sites[0]
 }
 
+// Without BFD: it knows the other end by its address, and here all are of one host.
 const agentConfig = `node: %[1]s-lvs-a
 site: %[1]s
 group: %[1]s-edge1
@@ -42,7 +43,7 @@ bgp:
   as: %[4]d
   router_id: %[2]s
   neighbors:
-    - {address: %[5]s, as: %[4]d, hold_time: %[6]s}
+    - {address: %[5]s, as: %[4]d, hold_time: %[6]s, bfd: {enabled: false}}
 lease_ttl: 15s
 state_dir: %[7]s
 `

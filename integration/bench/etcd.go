@@ -30,10 +30,11 @@ type etcd struct {
 }
 
 // startEtcd keeps its data in dir, which should be in memory: else a slow disk
-// hides the rest.
-func startEtcd(ctx context.Context, bin, dir string) (*etcd, error) {
+// hides the rest. It also listens at urls.
+func startEtcd(ctx context.Context, bin, dir string, urls ...string) (*etcd, error) {
+	listen := strings.Join(append([]string{etcdURL}, urls...), ",")
 	p, err := start(dir, "etcd", nil, filepath.Join(bin, "etcd"), "--data-dir", filepath.Join(dir, "etcd"),
-		"--listen-client-urls", etcdURL, "--advertise-client-urls", etcdURL,
+		"--listen-client-urls", listen, "--advertise-client-urls", listen,
 		"--listen-peer-urls", "http://127.0.0.1:2380", "--initial-advertise-peer-urls", "http://127.0.0.1:2380",
 		"--initial-cluster", "default=http://127.0.0.1:2380", "--log-level", "warn")
 	if err != nil {

@@ -22,6 +22,10 @@ type Options struct {
 	// Loads is how many times the kernel's table is loaded, Changes how many times
 	// each time a weight is changed and changed back.
 	Loads, Changes int
+	// Deaths is how many times a host dies.
+	Deaths int
+	// Load is how long BFD is watched with all processors busy.
+	Load time.Duration
 	// Rest is how long the agent at rest is watched.
 	Rest time.Duration
 	// Progress takes a line for each thing that begins.

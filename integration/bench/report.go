@@ -146,7 +146,7 @@ func (r *Report) Save(dir, part string) error {
 }
 
 // Parts of the benchmark, in the order of the report.
-var Parts = []string{"native", "kernel"}
+var Parts = []string{"native", "failover", "kernel", "load"}
 
 // Join makes report.json and report.txt of the parts below dir, and prints the
 // latter.

@@ -50,6 +50,7 @@ type routerConfig struct {
 	VIPs, VIPs6             netip.Prefix
 	LAN                     netip.Prefix
 	LVS                     []Node
+	BFD                     int64 // ms
 	Others, Sites           []peer
 	Providers               []peer
 	Provider                Provider
@@ -91,7 +92,7 @@ func (l *Lab) birdConfig(router string) ([]byte, error) {
 func (l *Lab) edgeConfig(site Site, c *routerConfig) {
 	c.LAN = site.LAN()
 	c.LVS = slices.DeleteFunc(site.Hosts(), func(n Node) bool { return n.Role != RoleLVS })
-	c.Rungs = Rungs
+	c.Rungs, c.BFD = Rungs, l.opts.BFD.Milliseconds()
 	c.WitnessAddr, c.WitnessVia = l.topo.WitnessAddr(), site.witnessSide().Next()
 	for i, p := range l.topo.Providers {
 		via, via6 := site.providerSide(i + 1)

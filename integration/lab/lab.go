@@ -38,6 +38,12 @@ type Options struct {
 	RoutingOnly bool
 	// NoAgents leaves out the agents and the intent.
 	NoAgents bool
+	// BFD is the interval at which the edges want BFD from the LVS hosts, of which three
+	// may be missing; 0 is none, and default. With it a host's death shows in seconds and not
+	// when the hold time ends, but BIRD takes the routes of an agent that restarts away for a
+	// moment, which graceful restart alone keeps. The agents' own interval is their default:
+	// the slower one counts. 150 ms is for a real processor; an emulated one carries 1 s.
+	BFD time.Duration
 	// Target is the site that takes the traffic first; default the first one.
 	Target string
 	// Transient marks a lab that ends with the program that builds it: what a killed

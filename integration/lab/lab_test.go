@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/goccy/go-yaml"
 	"github.com/google/go-cmp/cmp"
@@ -278,5 +279,21 @@ func TestParseRoutes(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestEdgeBFD(t *testing.T) {
+	for interval, want := range map[time.Duration]int{0: 0, 150 * time.Millisecond: 1} {
+		l := testLab(t, Options{BFD: interval})
+		config, err := l.birdConfig("dc1-edge")
+		if err != nil {
+			t.Fatal(err)
+		}
+		hosts := len(l.topo.Sites[0].LVS)
+		for word, n := range map[string]int{"protocol bfd { interface \"*\" { interval 150 ms;": want, "\tbfd on;": want * hosts} {
+			if got := strings.Count(string(config), word); got != n {
+				t.Errorf("BFD every %s: %q is there %d times, expected %d:\n%s", interval, word, got, n, config)
+			}
+		}
 	}
 }

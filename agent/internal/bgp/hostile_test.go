@@ -156,10 +156,13 @@ func (s *spy) logger(t *testing.T) *zap.Logger {
 	}))).Named("bgp")
 }
 
-func (s *spy) saw(text string) bool {
+func (s *spy) saw(text string) bool { return s.count(text) > 0 }
+
+// count is how often the log says something.
+func (s *spy) count(text string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return strings.Contains(strings.Join(s.lines, "\n"), text)
+	return strings.Count(strings.Join(s.lines, "\n"), text)
 }
 
 // send makes a router that says something at once, and reads on.

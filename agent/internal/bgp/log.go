@@ -26,6 +26,8 @@ const (
 	recordNotifySnt = "sent notification"               // sendNotification
 	recordNotifyRcv = "received notification"           // recvMessageloop
 	recordOpenFail  = "outgoing connection IO error"
+	recordBFDListen = "Can't listen UDP" // every second, and so is the next
+	recordBFDDial   = "Can't dial UDP"
 )
 
 // logHandler stands between GoBGP's slog and our zap: it passes on warnings
@@ -38,6 +40,7 @@ type logHandler struct {
 	fault func(netip.Addr, string)
 	open  func(netip.Addr)
 	heard func(netip.Addr, int)
+	deaf  func(string)
 	quiet *atomic.Bool
 }
 
@@ -49,6 +52,7 @@ func newLogHandler(log *zap.Logger, s *Speaker) *logHandler {
 		fault: s.onFault,
 		open:  s.onOpen,
 		heard: s.onHeard,
+		deaf:  s.onDeaf,
 		quiet: &s.stopping,
 	}
 }
@@ -59,6 +63,13 @@ func (h *logHandler) Enabled(context.Context, slog.Level) bool { return true }
 func (h *logHandler) Handle(ctx context.Context, r slog.Record) error {
 	if h.peer.IsValid() {
 		h.read(r)
+	}
+	switch r.Message {
+	case recordBFDListen:
+		h.deaf(attr(r, "Error"))
+		return nil
+	case recordBFDDial:
+		return nil // BGP can't reach the router either, and says so once
 	}
 	// While stopping, GoBGP's Stop complains that it has been stopped.
 	if r.Level < slog.LevelWarn || h.quiet.Load() || !h.zap.Enabled(ctx, r.Level) {

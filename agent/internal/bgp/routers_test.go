@@ -436,6 +436,9 @@ func TestRoutersPage(t *testing.T) {
 				run(t, fmt.Sprintf("ip -n %s-sw link set %s-lvs0 down", d.base, site))
 				eventually(t, 15*time.Second, "the routes of "+site+" go", func() bool { return d.edges[site].route(docVIP4) == "" })
 				t.Logf("FIGURE %s: dead host's route gone after %v", site, time.Since(begin))
+				run(t, fmt.Sprintf("ip -n %s-sw link set %s-lvs0 up", d.base, site))
+				took := eventually(t, 40*time.Second, "the host is back", d.up(site))
+				t.Logf("FIGURE %s: flushed %v after it is back", site, took)
 			}
 		})
 	}

@@ -209,6 +209,13 @@ func (s *Speaker) onHeard(peer netip.Addr, routes int) {
 	}
 }
 
+// onDeaf tells once that BFD has no port.
+func (s *Speaker) onDeaf(reason string) {
+	if !s.deaf.Swap(true) {
+		s.log.Error("BFD can't listen on UDP port 3784, so sessions have none: " + reason)
+	}
+}
+
 func (s *Speaker) onUp(peer netip.Addr) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -328,7 +335,7 @@ func (s *Speaker) checkBFD(n Neighbor) task {
 		defer s.mu.Unlock()
 		if now := s.sessions[n.Address]; down && now.established && time.Since(now.since) >= bfdAfter {
 			s.log.Warn("BGP session with " + n.String() + " has no BFD beside it: is it on at the router, and UDP port 3784 open? " +
-				"Without, each end misses the other only when the hold time is over")
+				"Without, each end misses the other only when the hold time is over (bfd: {enabled: false} for a router that has none)")
 		}
 	}
 }

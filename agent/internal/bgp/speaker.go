@@ -39,6 +39,8 @@ type Speaker struct {
 	changed chan struct{}
 	// stopping silences what GoBGP says of its own end.
 	stopping atomic.Bool
+	// deaf tells that BFD was found to have no port.
+	deaf atomic.Bool
 
 	// life serialises Start, Set and Stop. server is nil before Start and
 	// after Stop; rib is what GoBGP holds, a zero announcement where a failed

@@ -43,6 +43,8 @@ func command() *cobra.Command {
 	flags.IntVar(&o.VIPs, "vips", 1000, "how many VIPs all are, 2 to 9999")
 	flags.IntVar(&o.Loads, "loads", 3, "times that the kernel's table is loaded by each program")
 	flags.IntVar(&o.Changes, "changes", 5, "times that a weight is changed and changed back after each load")
+	flags.IntVar(&o.Deaths, "deaths", 15, "times that a host dies")
+	flags.DurationVar(&o.Load, "load", 10*time.Minute, "how long to watch BFD with all processors busy")
 	flags.DurationVar(&o.Rest, "rest", time.Minute, "how long to watch an agent at rest")
 	part := func(name, short string, measure func(context.Context, bench.Options) (*bench.Report, error)) *cobra.Command {
 		return &cobra.Command{Use: name, Short: short, Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
@@ -52,11 +54,16 @@ func command() *cobra.Command {
 	root.AddCommand(
 		part("native", "From put to UPDATE, and an agent at rest, in the network namespace that this is started in", bench.Native),
 		part("kernel", "Loading and changing IPVS, in the network namespace that this is started in", bench.Kernel),
+		part("failover", "A host that dies, as a client sees it, beside VRRP; this namespace is the client's", bench.Failover),
+		part("load", "BFD with all processors busy, in namespaces beside this one", bench.Load),
 		&cobra.Command{Use: "report", Short: "Put the parts together and print them", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
 			return bench.Join(out, cmd.OutOrStdout())
 		}},
 		&cobra.Command{Use: "gobgp", Hidden: true, Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
 			return bench.GoBGP(cmd.Context(), os.Stdin)
+		}},
+		&cobra.Command{Use: "echo", Hidden: true, Args: cobra.MinimumNArgs(2), RunE: func(cmd *cobra.Command, args []string) error {
+			return bench.Echo(cmd.Context(), args[0], args[1:])
 		}},
 	)
 	return root

@@ -69,6 +69,7 @@ func upCommand(dir *string) *cobra.Command {
 	f.IntVar(&lvs, "lvs", 2, "LVS hosts in each site")
 	f.StringVar(&opts.Prefix, "prefix", "mw-", prefixHelp)
 	f.StringVar(&opts.BinDir, "bin", "", "directory of the project's binaries (default: this program's own)")
+	f.DurationVar(&opts.BFD, "bfd", 0, "interval of BFD between the edges and the LVS hosts, such as 150ms; 1s on an emulated processor")
 	f.StringVar(&opts.Target, "target", "", "site that takes the traffic first (default: the first)")
 	f.BoolVar(&opts.NoAgents, "no-agents", false, "leave out agents and intent")
 	f.BoolVar(&opts.RoutingOnly, "routing-only", false, "leave out all that needs IPVS: backends, agents, intent")
