@@ -37,7 +37,9 @@ type Input struct {
 	Rates map[string]float64
 	// Withdraw is set where the node shall not announce the VIP.
 	Withdraw *Withdrawal
-	Now      time.Time
+	// On is what the node sees of the VIP on its segment; nil but in ARP mode.
+	On  *Segment
+	Now time.Time
 }
 
 // Decision is what a node does for a VIP now.
@@ -45,6 +47,9 @@ type Decision struct {
 	Role Role
 	// MED to announce; NoMED: no route at all.
 	MED state.MED
+	// Holds says, in ARP mode, that the segment's device has the VIP's addresses,
+	// and Announces that the node tells its neighbours so.
+	Holds, Announces bool
 	// Farewell says that the routes are those of [Farewell].
 	Farewell bool
 	// Claim is the claim to write now, if any.
@@ -77,7 +82,7 @@ func Decide(m Memory, in Input, vip string) (Memory, Decision) {
 		v.claim = state.Claim{MED: m.Written, Revision: m.WrittenRevision}
 	}
 	unsettled := v.unsettled()
-	if v.Withdraw == nil && (unsettled == "" || !m.Announcing || !m.farewellSince.IsZero()) {
+	if v.Withdraw == nil && !v.has() && (unsettled == "" || !m.Announcing || !m.farewellSince.IsZero()) {
 		v.Withdraw = v.silence(m)
 	}
 	if v.Withdraw == nil && !m.farewellSince.IsZero() {
@@ -86,6 +91,8 @@ func Decide(m Memory, in Input, vip string) (Memory, Decision) {
 	}
 	var d Decision
 	switch {
+	case v.On != nil:
+		d = v.onSegment(&m, unsettled)
 	case v.Withdraw != nil:
 		d = v.withdraw(&m)
 	case unsettled != "":
@@ -125,7 +132,7 @@ func Decide(m Memory, in Input, vip string) (Memory, Decision) {
 			}
 		}
 	}
-	if v.Withdraw != nil {
+	if v.Withdraw != nil && !d.Holds {
 		v.finish(&m, &d)
 	}
 	if unsettled != "" {
@@ -134,6 +141,7 @@ func Decide(m Memory, in Input, vip string) (Memory, Decision) {
 		v.candidacy(&m, &d)
 		v.automatic(&m, &d)
 	}
+	m.Holding = d.Holds
 	m.Announced, m.Announcing = d.MED, announces
 	return m, d
 }

@@ -30,6 +30,10 @@ type Memory struct {
 	flushedSince  time.Time // routers have what we announce (R3)
 	farewellSince time.Time // routers were told that a withdrawal follows
 
+	// Holding is, in ARP mode, whether the node holds the VIP's addresses.
+	Holding bool
+	ownedAt time.Time // it was seen to be the owner last
+
 	unfitSince     time.Time // the owner may not be one (R9)
 	outrankedSince time.Time // a more preferred node could own the VIP (R9)
 	vacantSince    time.Time // nobody owns the VIP in the site (R9)

@@ -13,6 +13,8 @@ import (
 // chains are the rules of one family, chain by chain.
 type chains struct {
 	family Family
+	// segment is true of ARP mode.
+	segment bool
 	// input is of the table filter, raw of raw, the other two of mangle.
 	input, raw, syncIn, syncOut []string
 }
@@ -23,8 +25,8 @@ func add(rules *[]string, format string, args ...any) {
 
 // addFirewall plans medway's chains. RETURN, not ACCEPT, lets the operator's
 // own rules go on deciding about what medway does not close.
-func (h *Host) addFirewall(s *state.Snapshot, vips []string, peers []peer) {
-	v4, v6 := chains{family: IPv4}, chains{family: IPv6}
+func (h *Host) addFirewall(s *state.Snapshot, self Self, vips []string, peers []peer) {
+	v4, v6 := chains{family: IPv4}, chains{family: IPv6, segment: self.Segment != ""}
 	of := func(a netip.Addr) *chains {
 		if a.Is4() {
 			return &v4
@@ -84,9 +86,9 @@ func (h *Host) addFirewall(s *state.Snapshot, vips []string, peers []peer) {
 
 // addVIP opens a VIP to its services and to what IP can't do without, and
 // closes it to all else: the VIP is a local address, and any daemon on 0.0.0.0 or
-// [::] would answer on it. Neighbour discovery is not in it: no neighbour asks
-// for an address that is routed to this host, and what is sent to the host's own
-// addresses is not met by these rules.
+// [::] would answer on it. Neighbour discovery is in it in ARP mode only: no
+// neighbour asks for an address that is routed to this host, and what is sent to
+// the host's own addresses is not met by these rules.
 func (c *chains) addVIP(a netip.Addr, services []state.Service) {
 	vip := host(a)
 	for _, service := range services {
@@ -96,6 +98,11 @@ func (c *chains) addVIP(a netip.Addr, services []state.Service) {
 	if c.family == IPv6 {
 		// Echo request and packet too big. IPVS hands the latter on to the backend.
 		icmp = []string{"ipv6-icmp -m icmp6 --icmpv6-type 128", "ipv6-icmp -m icmp6 --icmpv6-type 2"}
+	}
+	if c.segment {
+		// Solicitation, by which neighbours see whether the address is still there
+		// (RFC 4861, 7.3), and the answer to one that bears it as its source.
+		icmp = append(icmp, "ipv6-icmp -m icmp6 --icmpv6-type 135", "ipv6-icmp -m icmp6 --icmpv6-type 136")
 	}
 	for _, match := range icmp {
 		add(&c.input, "-d %s -p %s -j RETURN", vip, match)
@@ -107,12 +114,23 @@ func (c *chains) addVIP(a netip.Addr, services []state.Service) {
 // inputChain closes VIPs.
 const inputChain = ChainPrefix + "INPUT"
 
+// VIPs are the addresses of the VIPs of the plan, in no order.
+func (h Host) VIPs() []netip.Addr {
+	out := slices.Collect(maps.Keys(h.Segment))
+	for a := range h.Addresses {
+		if a.Link == VIPLink {
+			out = append(out, a.Prefix.Addr())
+		}
+	}
+	return out
+}
+
 // Unplanned returns the addresses, of those that stand on medway0, that are no
 // VIPs of the plan, sorted.
 func (h Host) Unplanned(vips []netip.Addr) []netip.Addr {
 	var out []netip.Addr
 	for _, a := range vips {
-		if _, planned := h.Addresses[VIPAddress(a)]; !planned {
+		if _, planned := h.Addresses[VIPAddress(a)]; !planned && !h.Segment[a] {
 			out = append(out, a)
 		}
 	}

@@ -22,6 +22,10 @@ type Host struct {
 	Destinations map[DestinationKey]Destination
 	Daemons      map[SyncRole]SyncDaemon
 	Timeouts     map[TimeoutName]time.Duration
+	// Segment are the VIPs of a node in ARP mode. Which of them the host has at the
+	// moment is not the plan's to say, and never is one on medway0: the kernel would
+	// answer for it on every device.
+	Segment map[netip.Addr]bool
 	// Own are the node's own addresses, of which the host has to have those that its
 	// file names: without, there is no next hop of that family and no way to its
 	// backends. They are not medway's to set.

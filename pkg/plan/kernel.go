@@ -36,8 +36,9 @@ func KernelOf(s *state.Snapshot, self Self) Host {
 		Timeouts: map[TimeoutName]time.Duration{
 			TimeoutTCP: s.Settings.Timeouts.TCP, TimeoutTCPFin: s.Settings.Timeouts.TCPFin, TimeoutUDP: s.Settings.Timeouts.UDP,
 		},
-		Own:  map[netip.Addr]bool{},
-		Kept: map[ServiceKey]bool{},
+		Segment: map[netip.Addr]bool{},
+		Own:     map[netip.Addr]bool{},
+		Kept:    map[ServiceKey]bool{},
 	}
 	for _, a := range []netip.Addr{self.IPv4, self.IPv6} {
 		if a.IsValid() {
@@ -47,7 +48,7 @@ func KernelOf(s *state.Snapshot, self Self) Host {
 	peers, _ := peersOf(s, self)
 	vips := vipsOf(s, self.Site, self.Group)
 	h.addSync(s, self, peers)
-	h.addFirewall(s, vips, peers)
+	h.addFirewall(s, self, vips, peers)
 	for _, name := range vips {
 		h.addVIP(s, self, s.VIPs[name])
 	}
@@ -139,9 +140,15 @@ const ipv4Header, ipv6Header, udpHeader = 20, 40, 8
 // every site is a destination: the near ones with the local weight, the others
 // with the remote one, so that two sites see mirror images.
 func (h *Host) addVIP(s *state.Snapshot, self Self, v state.VIP) {
-	h.Links[VIPLink] = Link{Kind: Dummy}
+	if self.Segment == "" {
+		h.Links[VIPLink] = Link{Kind: Dummy}
+	}
 	for _, a := range v.Addresses {
-		h.Addresses[VIPAddress(a)] = struct{}{}
+		if self.Segment == "" {
+			h.Addresses[VIPAddress(a)] = struct{}{}
+		} else {
+			h.Segment[a] = true
+		}
 		for _, service := range v.Services {
 			key := ServiceKey{Protocol(service.Protocol), a, service.Port}
 			pool, ok := s.Pools[service.Pool]

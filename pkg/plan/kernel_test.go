@@ -426,3 +426,38 @@ func TestNamesFitTheKernel(t *testing.T) {
 		}
 	}
 }
+
+// In ARP mode a VIP stands on no device of the plan's, and neighbours may ask for it.
+func TestKernelOfInARPMode(t *testing.T) {
+	s, self := dualStack(t), dc1
+	withBGP := KernelOf(s, self)
+	self.Segment = "eth0"
+	h := KernelOf(s, self)
+	if _, made := h.Links[VIPLink]; made {
+		t.Error("medway0 is planned")
+	}
+	if _, set := h.Sysctls["net.ipv6.conf.medway0.disable_ipv6"]; set {
+		t.Error("a parameter of medway0 is planned")
+	}
+	for _, a := range s.VIPs["sip-1"].Addresses {
+		if _, planned := h.Addresses[VIPAddress(a)]; planned || !h.Segment[a] {
+			t.Errorf("%s: on medway0 %t, on the segment %t", a, planned, h.Segment[a])
+		}
+		if left := h.Unplanned([]netip.Addr{a}); len(left) > 0 {
+			t.Errorf("%s counts as unplanned", a)
+		}
+	}
+	if got, want := len(h.VIPs()), len(withBGP.VIPs()); got != want || got == 0 {
+		t.Errorf("%d VIPs, %d with BGP", got, want)
+	}
+	input := Chain{IPv6, "filter", "MEDWAY-INPUT"}
+	want := strings.Replace(string(withBGP.Chains[input]), "-d 2001:db8:10::10/128 -j DROP",
+		"-d 2001:db8:10::10/128 -p ipv6-icmp -m icmp6 --icmpv6-type 135 -j RETURN\n"+
+			"-d 2001:db8:10::10/128 -p ipv6-icmp -m icmp6 --icmpv6-type 136 -j RETURN\n-d 2001:db8:10::10/128 -j DROP", 1)
+	if diff := cmp.Diff(want, string(h.Chains[input])); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff(withBGP.Services, h.Services); diff != "" {
+		t.Error(diff)
+	}
+}

@@ -18,6 +18,9 @@ type Self struct {
 	IPv4, IPv6 netip.Addr
 	// Uplink is the device on which clients' packets arrive.
 	Uplink string
+	// Segment is the device on which the node holds VIPs in ARP mode; "" where it
+	// announces them by BGP.
+	Segment string
 }
 
 // Has says whether the node has an address of the family of a VIP's. Without one

@@ -241,7 +241,7 @@ func (v view) led() bool {
 // takes an ownership.
 func (v view) keepOwnership(d *Decision) {
 	mine := v.leased && v.owner.Node == v.Self.Name
-	if v.Fresh && v.fit() && (mine && v.owner.Lease != v.Lease || !v.leased && d.MED != state.NoMED && d.MED <= v.line) {
+	if v.Fresh && v.fit() && (mine && v.owner.Lease != v.Lease || !v.leased && (d.Holds || d.MED != state.NoMED && d.MED <= v.line)) {
 		d.Campaign = true
 	}
 }

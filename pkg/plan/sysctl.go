@@ -59,7 +59,7 @@ func sysctls(s *state.Snapshot, self Self) map[Sysctl]string {
 		out[conf("ipv4", device, "send_redirects")] = "0"
 	}
 	for _, name := range vipsOf(s, self.Site, self.Group) {
-		if slices.ContainsFunc(s.VIPs[name].Addresses, netip.Addr.Is6) {
+		if self.Segment == "" && slices.ContainsFunc(s.VIPs[name].Addresses, netip.Addr.Is6) {
 			// A host may have IPv6 off by default and on where it is used.
 			out[conf("ipv6", string(VIPLink), "disable_ipv6")] = "0"
 		}
