@@ -35,6 +35,7 @@ var mayImport = map[string][]string{
 	"agent/internal/firewall":    {"pkg/plan", "pkg/reconcile"},
 	"agent/internal/ipvs":        {"pkg/plan", "pkg/reconcile"},
 	"agent/internal/bgp":         {"pkg/plan"},
+	"agent/internal/arp":         {"pkg/plan", "agent/internal/link"},
 	"agent/internal/lease":       {"pkg/plan", "pkg/store"},
 	"agent/internal/local":       {"pkg/state", "proto/..."},
 	"agent/internal/link/nstest": {},
@@ -78,6 +79,7 @@ var libraries = map[string]struct {
 	"go.etcd.io/etcd":                   {owner: "pkg/store", others: benchmark},
 	"github.com/osrg/gobgp/v4":          {owner: "agent/internal/bgp", others: benchmark},
 	"github.com/moby/ipvs":              {owner: "agent/internal/ipvs", others: benchmark},
+	"github.com/mdlayher/packet":        {owner: "agent/internal/arp"},
 	"github.com/coreos/go-iptables":     {owner: "agent/internal/firewall"},
 	"github.com/vishvananda/netlink/nl": {owner: "agent/internal/ipvs"}, // the messages that moby/ipvs lacks
 	"github.com/vishvananda/netlink": {owner: "agent/internal/link", others: map[string]string{
