@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/medway-lb/medway/agent/internal/arp"
 	"github.com/medway-lb/medway/agent/internal/bgp"
 	"github.com/medway-lb/medway/agent/internal/lease"
 	"github.com/medway-lb/medway/agent/internal/local"
@@ -36,9 +37,12 @@ type Agent struct {
 	store   *store.Client
 	keeper  *lease.Keeper
 	speaker speaker
+	segment segment // nil but in ARP mode
 	kernel  kernel
 
 	mu sync.Mutex
+	// seen is what was seen of the segment last.
+	seen arp.View
 	// cache and loaded: what etcd holds, and whether that is known yet, from
 	// etcd or from the disk.
 	cache  *state.Cache
@@ -133,6 +137,7 @@ func New(config Config, log *zap.Logger) (*Agent, error) {
 	return newAgent(config, log, host{
 		kernel:  func() (kernel, error) { return openDataplane() },
 		speaker: func(c bgp.Config, log *zap.Logger) (speaker, error) { return bgp.New(c, log) },
+		segment: openSegment,
 	})
 }
 
@@ -140,6 +145,7 @@ func New(config Config, log *zap.Logger) (*Agent, error) {
 type host struct {
 	kernel  func() (kernel, error)
 	speaker func(bgp.Config, *zap.Logger) (speaker, error)
+	segment func(device string) (segment, error)
 }
 
 func newAgent(config Config, log *zap.Logger, h host) (*Agent, error) {
@@ -183,15 +189,9 @@ func (a *Agent) open(h host) (err error) {
 		return err
 	}
 	a.keeper = lease.NewKeeper(a.store, a.config.LeaseTTL, a.leaseFile(), bootID(), a.alive, a.log.Named("lease"))
-	passwords, err := a.config.BGP.passwords()
-	if err != nil {
+	if err := a.openSpeaker(h); err != nil {
 		return err
 	}
-	speaker, err := h.speaker(a.config.speaker(passwords), a.log.Named("bgp"))
-	if err != nil {
-		return err
-	}
-	a.speaker = speaker
 	kernel, err := h.kernel()
 	if err != nil {
 		return err
@@ -204,6 +204,9 @@ func (a *Agent) open(h host) (err error) {
 func (a *Agent) Close() {
 	if a.kernel != nil {
 		a.kernel.close()
+	}
+	if a.segment != nil {
+		a.segment.Close()
 	}
 	if a.store != nil {
 		a.store.Close()

@@ -35,6 +35,8 @@ type Config struct {
 	Uplink string `yaml:"uplink"`
 	Etcd   Etcd   `yaml:"etcd"`
 	BGP    BGP    `yaml:"bgp"`
+	// ARP takes BGP's place where no router speaks it with this node: docs/arp.md.
+	ARP *ARP `yaml:"arp"`
 	// LeaseTTL is how long the node may be silent before others count it as
 	// gone. Default 5s.
 	LeaseTTL time.Duration `yaml:"lease_ttl"`
@@ -60,6 +62,13 @@ type Etcd struct {
 	CA       string `yaml:"ca"`
 	Cert     string `yaml:"cert"`
 	Key      string `yaml:"key"`
+}
+
+// ARP says where the node holds VIPs itself: on one segment, which it shares with
+// the other nodes of its group and with whoever is the clients' next hop.
+type ARP struct {
+	// Interface is the segment's device. Default uplink.
+	Interface string `yaml:"interface"`
 }
 
 // BGP configures the speaker. docs/routers.md says what the routers need.
@@ -115,6 +124,7 @@ const (
 	// for its turn on the processor (docs/benchmarks.md).
 	defaultBFDInterval   = 150 * time.Millisecond
 	defaultBFDMultiplier = 3
+	minSegmentTTL        = 3 * time.Second
 )
 
 // LoadConfig reads and checks the agent's file. Its errors name file, line and
@@ -163,7 +173,7 @@ func (c Config) Validate() error {
 	if !usable(v6, netip.Addr.Is6) && v6.IsValid() {
 		wrong("addresses.ipv6", v6, "an IPv6 unicast address of this host")
 	}
-	if name := plan.LinkName(c.Uplink); name == plan.VIPLink || name == plan.SyncLink || name == plan.SyncPeerLink {
+	if medwayMakes(c.Uplink) {
 		wrong("uplink", c.Uplink, "the device on which clients' packets arrive, not one that medway makes")
 	}
 	if !validDevice(c.Uplink) {
@@ -179,8 +189,12 @@ func (c Config) Validate() error {
 		wrong("socket", path, fmt.Sprintf("an absolute path of at most %d bytes", local.MaxPath-1))
 	}
 	c.Etcd.validate(wrong)
+	if c.ARP != nil {
+		c.validateARP(wrong)
+		return errors.Join(errs...)
+	}
 	if len(c.BGP.Neighbors) == 0 {
-		wrong("bgp.neighbors", "", "at least one router")
+		wrong("bgp.neighbors", "", "at least one router, or \"arp\" in place of \"bgp\"")
 	}
 	for i, n := range c.BGP.Neighbors {
 		n.validate(func(field string, value any, expected string) {
@@ -188,6 +202,37 @@ func (c Config) Validate() error {
 		})
 	}
 	return errors.Join(append(errs, c.checkSpeaker()...)...)
+}
+
+// validateARP checks what takes the place of BGP.
+func (c Config) validateARP(wrong func(field string, value any, expected string)) {
+	if c.BGP.AS != 0 || c.BGP.RouterID.IsValid() || len(c.BGP.Neighbors) > 0 {
+		wrong("arp", c.segment(), "either \"arp\" or \"bgp\", not both")
+	}
+	name := c.ARP.Interface
+	if name != "" && (!validDevice(name) || medwayMakes(name)) {
+		wrong("arp.interface", name, "the name of the segment's network device, not one that medway makes")
+	}
+	// The kernel counts the lives of addresses in whole seconds.
+	if c.LeaseTTL < minSegmentTTL {
+		wrong("lease_ttl", c.LeaseTTL, fmt.Sprintf("at least %s with \"arp\"", minSegmentTTL))
+	}
+}
+
+// segment is the device of ARP mode, "" in BGP mode.
+func (c Config) segment() string {
+	switch {
+	case c.ARP == nil:
+		return ""
+	case c.ARP.Interface == "":
+		return c.Uplink
+	}
+	return c.ARP.Interface
+}
+
+// medwayMakes says whether a device is medway's own.
+func medwayMakes(name string) bool {
+	return name == string(plan.VIPLink) || name == string(plan.SyncLink) || name == string(plan.SyncPeerLink)
 }
 
 // usable says whether other hosts can send to an address of a family.
@@ -493,5 +538,6 @@ func (c Config) reserved() map[netip.Addr]string {
 func (c Config) self() plan.Self {
 	return plan.Self{
 		Name: c.Node, Site: c.Site, Group: c.Group, IPv4: c.Addresses.IPv4, IPv6: c.Addresses.IPv6, Uplink: c.Uplink,
+		Segment: c.segment(),
 	}
 }

@@ -23,12 +23,15 @@ type dataplane struct {
 	link      *link.Kernel
 	firewalls map[plan.Family]*firewall.Kernel
 	ipvs      *ipvs.Kernel
+	// served are the VIPs of the plans so far that stand on no device of medway's:
+	// what is left of one that leaves the plan is medway's to remove.
+	served map[netip.Addr]bool
 	// known is nil before the first run and after one that failed.
 	known *known
 }
 
 func openDataplane() (d *dataplane, err error) {
-	d = &dataplane{}
+	d = &dataplane{served: map[netip.Addr]bool{}}
 	// ipvs first: opening it loads the module, whose sysctls come after.
 	if d.ipvs, err = ipvs.New(); err != nil {
 		return nil, err
@@ -39,7 +42,7 @@ func openDataplane() (d *dataplane, err error) {
 // readDataplane opens the kernel for looking only; where it has no IPVS, loaded
 // is false.
 func readDataplane() (d *dataplane, loaded bool, err error) {
-	d = &dataplane{}
+	d = &dataplane{served: map[netip.Addr]bool{}}
 	if d.ipvs, loaded, err = ipvs.NewReader(); err != nil {
 		return nil, false, err
 	}
@@ -125,6 +128,9 @@ func (d *dataplane) applyAll(ctx context.Context, h plan.Host) reconcile.Report 
 	if err != nil {
 		return reconcile.Report{Failed: []error{err}}
 	}
+	for a := range h.Segment {
+		d.served[a] = true
+	}
 	leaving := h.Unplanned(vips)
 	if len(leaving) == 0 {
 		return reconcile.Run(ctx, d.steps(ctx, h, vips)...)
@@ -136,6 +142,9 @@ func (d *dataplane) applyAll(ctx context.Context, h plan.Host) reconcile.Report 
 		return report
 	}
 	failed := reconcile.Run(ctx, d.steps(ctx, h, vips)...).Failed
+	if len(failed) == 0 {
+		maps.DeleteFunc(d.served, func(a netip.Addr, _ bool) bool { return slices.Contains(leaving, a) })
+	}
 	return reconcile.Report{Done: without(edits, failed), Failed: failed}
 }
 
@@ -168,7 +177,7 @@ func (d *dataplane) preview(ctx context.Context, h plan.Host) ([]reconcile.Edit,
 func (d *dataplane) steps(ctx context.Context, h plan.Host, vips []netip.Addr) []reconcile.Step {
 	ownService := func(k plan.ServiceKey) bool {
 		_, planned := h.Addresses[plan.VIPAddress(k.Addr)]
-		return !h.Kept[k] && (planned || slices.Contains(vips, k.Addr))
+		return !h.Kept[k] && (planned || h.Segment[k.Addr] || slices.Contains(vips, k.Addr))
 	}
 	ownDestination := func(k plan.DestinationKey) bool { return ownService(k.Service) }
 	never := func(plan.TimeoutName) bool { return false }
@@ -255,7 +264,8 @@ func holds[K reconcile.Key, V comparable](ctx context.Context, table reconcile.T
 	return err == nil && len(reconcile.Diff(want, have, func(K) bool { return false })) == 0
 }
 
-// vips are the addresses on medway0.
+// vips are the addresses on medway0, and those that this process has served on a
+// segment.
 func (d *dataplane) vips(ctx context.Context) ([]netip.Addr, error) {
 	have, err := d.link.Addresses().Read(ctx)
 	if err != nil {
@@ -267,7 +277,7 @@ func (d *dataplane) vips(ctx context.Context) ([]netip.Addr, error) {
 			vips = append(vips, a.Prefix.Addr())
 		}
 	}
-	return vips, nil
+	return slices.AppendSeq(vips, maps.Keys(d.served)), nil
 }
 
 type connections struct{ active, inactive uint64 }

@@ -383,3 +383,41 @@ func deletions(vips []netip.Addr) (out []reconcile.Change[plan.Address, struct{}
 	}
 	return out
 }
+
+// In ARP mode a VIP stands on no device of medway's, and its services are known to
+// be medway's all the same. A host that comes from BGP mode loses no service.
+func TestKernelServesOnASegment(t *testing.T) {
+	d := openInNamespace(t)
+	mustApply(t, d, plan.KernelOf(cluster(t), thisNode))
+	services := shell(t, "ipvsadm -Sn")
+	self := thisNode
+	self.Segment = "eth0"
+	h := plan.KernelOf(cluster(t), self)
+	for _, edit := range mustApply(t, d, h) {
+		if edit.Table == "service" || edit.Table == "destination" {
+			t.Errorf("%s %s", edit.Op, edit.Key)
+		}
+	}
+	if got := shell(t, "ipvsadm -Sn"); got != services {
+		t.Errorf("services:\n%s\nexpected:\n%s", got, services)
+	}
+	if out := shell(t, "ip addr"); strings.Contains(out, "medway0") || strings.Contains(out, vip4.String()) || strings.Contains(out, vip6.String()) {
+		t.Errorf("something of a VIP is on a device:\n%s", out)
+	}
+	have, err := d.held(t.Context(), h)
+	if err != nil || have[vip4] != whole || have[vip6] != whole {
+		t.Errorf("held: %v, %v", have, err)
+	}
+	shell(t, "ipvsadm -d -t "+vip4.String()+":5060 -r 10.1.0.21:5060; ipvsadm -D -u "+vip4.String()+":5060")
+	if have, err := d.held(t.Context(), h); err != nil || have[vip4] != absent || have[vip6] != whole {
+		t.Errorf("without a service: held %v, %v", have, err)
+	}
+	mustApply(t, d, h)
+
+	s := *cluster(t)
+	s.VIPs = nil
+	mustApply(t, d, plan.KernelOf(&s, self))
+	if out := shell(t, "ipvsadm -Sn; iptables-save; ip6tables-save"); strings.Contains(out, vip4.String()) || strings.Contains(out, vip6.String()) {
+		t.Errorf("something is left:\n%s", out)
+	}
+}

@@ -10,6 +10,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/medway-lb/medway/agent/internal/arp"
 	"github.com/medway-lb/medway/agent/internal/lease"
 	"github.com/medway-lb/medway/pkg/plan"
 	"github.com/medway-lb/medway/pkg/state"
@@ -72,7 +73,9 @@ type decider struct {
 	spoken map[plan.Family]bool
 	// unannounced is why the last set of routes was not announced; nil: it was.
 	unannounced error
-	published   time.Time
+	// unheld is what went wrong on the segment last (ARP mode).
+	unheld    error
+	published time.Time
 	// coldness is why the node is cold, "" where it is not.
 	coldness string
 	// usurper is the machine id of another host that has taken this node's name
@@ -139,6 +142,10 @@ func (d *decider) step(ctx context.Context) error {
 		}
 		writes = append(writes, d.revive(now.stored)...)
 	}
+	if d.segment != nil {
+		d.lookAround()
+		next = earlier(next, time.Now().Add(arp.Interval))
+	}
 	in := d.input(now)
 	in.Restored = held
 	d.planKernel(in, &next)
@@ -189,6 +196,7 @@ func (d *decider) serve(ctx context.Context, in plan.Input, next *time.Time) ([]
 		if !in.CanServe || withdrawn[vip] != nil {
 			unable = append(unable, vip)
 		}
+		in.On = d.on(in.Snapshot.VIPs[vip])
 		memory, decision := plan.Decide(d.memory[vip], in, vip)
 		memories[vip], decisions[vip] = memory, decision
 		d.handing.note(in.Withdraw, decision)
@@ -232,6 +240,10 @@ func (d *decider) serve(ctx context.Context, in plan.Input, next *time.Time) ([]
 // announce gives BGP the routes of all decisions, for the addresses that the
 // kernel has and that this node can be the next hop of.
 func (d *decider) announce(ctx context.Context, s *state.Snapshot, decisions map[string]plan.Decision) error {
+	if d.segment != nil {
+		d.setSegment(s, decisions)
+		return nil
+	}
 	with := *s
 	with.VIPs = make(map[string]state.VIP, len(decisions))
 	announced := make(map[netip.Addr]bool, len(decisions))
@@ -284,7 +296,7 @@ func (d *decider) canServe(s *state.Snapshot, vip string) bool {
 		}
 	}
 	m := d.memory[vip]
-	if m.Announcing && m.Announced <= state.MED(plan.LadderOf(s, vip).Active) {
+	if m.Holding || m.Announcing && m.Announced <= state.MED(plan.LadderOf(s, vip).Active) {
 		return true
 	}
 	return d.failures < failuresAllowed && plan.Equipped(s, vip) && slices.ContainsFunc(s.VIPs[vip].Addresses, d.self.Has)

@@ -102,9 +102,10 @@ type handing struct {
 
 // giveAway is the withdrawal of a VIP where the agent stops and another node
 // announces it, nil where there is none. Nothing is given away before others can
-// see that this node goes: two that stop at once would hand over to each other.
+// see that this node goes: two that stop at once would hand over to each other. On a
+// segment the kernel holds the addresses until the next process is there.
 func (d *decider) giveAway(in plan.Input, vip string) *plan.Withdrawal {
-	if !d.stopping || !d.speaking {
+	if !d.stopping || !d.speaking || d.segment != nil {
 		return nil
 	}
 	if !in.Fresh || plan.Heard(in.Snapshot, d.self.Name) {

@@ -38,7 +38,8 @@ func compare(want, have plan.Host) map[netip.Addr]held {
 	out := map[netip.Addr]held{}
 	for _, a := range vipAddresses(want) {
 		out[a.Prefix.Addr()] = whole
-		if _, ok := have.Addresses[a]; !ok {
+		_, planned := want.Addresses[a] // those on the segment come and go
+		if _, ok := have.Addresses[a]; planned && !ok {
 			out[a.Prefix.Addr()] = absent
 		}
 	}
@@ -66,13 +67,11 @@ func compare(want, have plan.Host) map[netip.Addr]held {
 	return out
 }
 
-// vipAddresses are the VIPs of a plan.
+// vipAddresses are the VIPs of a plan, as they stand in BGP mode.
 func vipAddresses(h plan.Host) []plan.Address {
 	var out []plan.Address
-	for a := range h.Addresses {
-		if a.Link == plan.VIPLink {
-			out = append(out, a)
-		}
+	for _, a := range h.VIPs() {
+		out = append(out, plan.VIPAddress(a))
 	}
 	return out
 }

@@ -253,6 +253,9 @@ func withRoutes(edits, routes []reconcile.Edit) []reconcile.Edit {
 // and not by this host's look at itself. What isn't announced yet gets the MED
 // of an agent that has just started.
 func announcements(s *state.Snapshot, self plan.Self, have []plan.Announcement, withdrawn []string) []plan.Announcement {
+	if self.Segment != "" {
+		return nil
+	}
 	meds := map[netip.Prefix]state.MED{}
 	for _, a := range have {
 		meds[a.Prefix] = state.MED(a.MED)

@@ -57,6 +57,7 @@ func runOnFakes(path string) error {
 	a, err := newAgent(config, log, host{
 		kernel:  func() (kernel, error) { return newOnFakes(), nil },
 		speaker: func(c bgp.Config, log *zap.Logger) (speaker, error) { return bgp.New(c, log) },
+		segment: openSegment,
 	})
 	if err != nil {
 		return err

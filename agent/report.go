@@ -105,6 +105,7 @@ func (d *decider) reportFaults(now view, with *state.Snapshot) (faults []*medway
 			fault("bgp", "no router has %s: none speaks its address family with this node", a)
 		}
 	}
+	faults = append(faults, d.segmentFaults()...)
 	if d.unannounced != nil {
 		fault("bgp", "what is announced is older than what was decided: %v", d.unannounced)
 	}
@@ -213,8 +214,12 @@ func (a *Agent) statusNow() *medwayv1.Status {
 func (a *Agent) withLive(node *medwayv1.Status) *medwayv1.Status {
 	out := proto.Clone(node).(*medwayv1.Status)
 	for _, s := range a.speaker.Sessions() {
+		neighbor := s.Neighbor.String()
+		if a.segment != nil {
+			neighbor = "segment " + a.self.Segment
+		}
 		out.Sessions = append(out.Sessions, &medwayv1.Session{
-			Neighbor: s.Neighbor.String(), Established: s.Established,
+			Neighbor: neighbor, Established: s.Established,
 			Since: s.Since.UTC().Format(time.RFC3339), Error: readable(s.LastError),
 		})
 	}

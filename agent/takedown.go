@@ -149,9 +149,10 @@ func (d *decider) planKernel(in plan.Input, next *time.Time) {
 // notReady forgets that the kernel has had an address that comes back: it may be
 // removing it just now.
 func (d *decider) notReady(host plan.Host) {
-	for _, a := range vipAddresses(host) {
-		if _, stays := d.host.Addresses[a]; !stays {
-			delete(d.ready, a.Prefix.Addr())
+	had := d.host.VIPs()
+	for _, a := range host.VIPs() {
+		if !slices.Contains(had, a) {
+			delete(d.ready, a)
 		}
 	}
 }

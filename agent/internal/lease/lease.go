@@ -48,6 +48,16 @@ func (k *Keeper) ID() int64 {
 	return k.lease.ID()
 }
 
+// Deadline is when the node's lease may end, the zero time while it holds none.
+func (k *Keeper) Deadline() time.Time {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.lease == nil {
+		return time.Time{}
+	}
+	return k.lease.Deadline()
+}
+
 // Changed gets a value after the node got or lost a lease; one reader.
 func (k *Keeper) Changed() <-chan struct{} { return k.news }
 

@@ -37,7 +37,11 @@ func (s Status) print(out io.Writer, now time.Time) error {
 	fmt.Fprintf(w, "Node\t%s, site %s, version %s\n", node.Node, node.Site, node.Version)
 	fmt.Fprintf(w, "Acts on\t%s\n", s.Snapshot.words(now))
 	for _, n := range node.Sessions {
-		fmt.Fprintf(w, "BGP\t%s\n", sessionWords(n, now))
+		title := "BGP"
+		if strings.HasPrefix(n.Neighbor, "segment ") {
+			title = "ARP"
+		}
+		fmt.Fprintf(w, "%s\t%s\n", title, sessionWords(n, now))
 	}
 	if d := node.GetDrift(); d.GetMended() > 0 {
 		fmt.Fprintf(w, "Drift\t%d changes of others mended, the last at %s\n", d.Mended, d.At)
