@@ -358,6 +358,11 @@ func TestR5NormalisesAfterAQuietTime(t *testing.T) {
 	expect(t, w.decide("dc1-0"), ForceActive, 50, "dc2-0 still claims 60")
 	w.setClaim("dc2-0", state.Claim{MED: state.NoMED})
 	expect(t, w.decide("dc1-0"), ForceActive, 50, "normalises soon")
+	w.pass(2 * time.Second)
+	w.setClaim("dc2-0", state.Claim{Malformed: true, Bad: true}) // neither is this
+	expect(t, w.decide("dc1-0"), ForceActive, 50, "the claim of dc2-0 can't be read")
+	w.setClaim("dc2-0", state.Claim{MED: state.NoMED})
+	expect(t, w.decide("dc1-0"), ForceActive, 50, "normalises soon")
 	w.pass(2999 * time.Millisecond)
 	expect(t, w.decide("dc1-0"), ForceActive, 50, "normalises soon")
 	w.pass(time.Millisecond)
