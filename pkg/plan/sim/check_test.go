@@ -23,6 +23,7 @@ type watched struct {
 	decidedOn     int64 // revision
 	// Since when without a break, as the node sees it; 0: not now.
 	quietFrom, coveredFrom, arrivingFrom, settlingFrom int64
+	unfitFrom, outrankedFrom                           int64
 	settled                                            [3]int64 // target, lock, pause
 	wasRole                                            plan.Role
 	owned                                              int64 // revision of the site's owner that it was last
@@ -144,6 +145,14 @@ func (w *world) checkStep(n *node, in plan.Input, before plan.Memory, d plan.Dec
 	if d.Resign && in.Withdraw == nil && !drained && !w.anyAble(n, s, true) {
 		w.violated("R9", "%s resigns though no other node of the site could own the VIP", name)
 	}
+	fit := serves && in.Sessions > 0 && in.Lease != 0
+	since(&n.unfitFrom, in.Fresh && leased && owner.Node == name && !fit, w.now)
+	since(&n.outrankedFrom, in.Fresh && leased && owner.Node == name && w.preference && !w.preferred(n) && w.anyAble(n, s, true), w.now)
+	if d.Resign && in.Withdraw == nil && !drained {
+		if from := min(n.unfitFrom, n.outrankedFrom) + max(n.unfitFrom, n.outrankedFrom); from == 0 || w.now-from < hold && n.unfitFrom*n.outrankedFrom == 0 {
+			w.violated("R9", "%s resigns: unfit since %d, outranked since %d", name, n.unfitFrom, n.outrankedFrom)
+		}
+	}
 	if drained && in.Withdraw == nil && silent && n.wasRole != d.Role && in.Fresh {
 		switch {
 		case below(was, line):
@@ -195,6 +204,21 @@ func (w *world) checkWaits(n *node, in plan.Input, was state.MED, d plan.Decisio
 		if n.coveredFrom == 0 || w.now-n.coveredFrom < settle {
 			w.violated("R6", "%s leaves %s; the target's owner is %q with claim %s", n.self.Name, was, owner.Node, c.MED)
 		}
+	}
+}
+
+// checkWarm is R9's end of being cold.
+func (w *world) checkWarm(n *node, s *state.Snapshot, fresh bool) {
+	if _, assigned := s.VIPs[vip]; !assigned {
+		return
+	}
+	warm := !fresh
+	for _, other := range w.names {
+		a, alive := s.Alive[other]
+		warm = warm || other != n.self.Name && alive && !a.Cold
+	}
+	if warm && !n.parity && w.now-n.lostAt < keepalive {
+		w.violated("R9", "%s counts as warm %d ms after its table was lost", n.self.Name, w.now-n.lostAt)
 	}
 }
 

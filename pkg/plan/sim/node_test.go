@@ -215,6 +215,7 @@ func (w *world) input(n *node, s *state.Snapshot) plan.Input {
 		}
 		in.Cold, _ = plan.Cold(s, n.self, in.Fresh, table, in.Now)
 		if !in.Cold {
+			w.checkWarm(n, s, in.Fresh)
 			n.lostAt = 0 // one that has caught up stays so
 		}
 	}

@@ -13,12 +13,13 @@ import (
 )
 
 var (
-	seedFlag  = flag.Uint64("sim.seed", 0, "run the schedule of this `seed` alone, and print it")
-	manyFlag  = flag.Int("sim.schedules", 100_000, "`number` of schedules")
-	fromFlag  = flag.Uint64("sim.from", 1, "the first `seed`")
-	forFlag   = flag.Duration("sim.for", 0, "go on for this `time`, whatever the number")
-	glueFlag  = flag.String("sim.glue", "", "leave out this `guard` of the code around the decisions")
-	stopsFlag = flag.Bool("sim.brief", false, "print nothing but the first promise that is broken")
+	seedFlag    = flag.Uint64("sim.seed", 0, "run the schedule of this `seed` alone, and print it")
+	manyFlag    = flag.Int("sim.schedules", 100_000, "`number` of schedules")
+	fromFlag    = flag.Uint64("sim.from", 1, "the first `seed`")
+	forFlag     = flag.Duration("sim.for", 0, "go on for this `time`, whatever the number")
+	glueFlag    = flag.String("sim.glue", "", "leave out this `guard` of the code around the decisions")
+	plantedFlag = flag.Int("sim.planted", 30_000, "`number` of schedules that must find each planted fault")
+	stopsFlag   = flag.Bool("sim.brief", false, "print nothing but the first promise that is broken")
 )
 
 // TestSchedules runs random schedules. A promise that is broken is printed with
