@@ -224,6 +224,7 @@ func (v view) above(role Role) string {
 func (v view) leave(m *Memory, role Role, med state.MED) Decision {
 	wait := Decision{Role: Leaving, MED: m.Announced}
 	if !v.hasTarget {
+		m.coveredSince = time.Time{}
 		wait.Reason = "no target_state is known: stays"
 		return wait
 	}
