@@ -2,6 +2,7 @@ package sim
 
 import (
 	"slices"
+	"time"
 
 	"github.com/medway-lb/medway/pkg/plan"
 	"github.com/medway-lb/medway/pkg/state"
@@ -87,10 +88,11 @@ func (w *world) checkStep(n *node, in plan.Input, before plan.Memory, d plan.Dec
 	if !serves && d.MED != state.NoMED && d.MED != rung(n, s, false, in.Lease) {
 		w.violated("R9", "%s can't serve and announces %s", name, d.MED)
 	}
-	if !in.Fresh && (d.Claim != nil || d.Campaign || d.Resign || d.Switch != nil) {
+	fresh := n.fresh(w.now)
+	if !fresh && (d.Claim != nil || d.Campaign || d.Resign || d.Switch != nil) {
 		w.violated("R7", "%s writes though etcd can't be reached: %+v", name, d)
 	}
-	if !in.Fresh && was != state.NoMED && !silent && serves && steady && d.MED != was && n.wasRole != plan.Withdrawing {
+	if !fresh && was != state.NoMED && in.Withdraw == nil && serves && steady && d.MED != was && n.wasRole != plan.Withdrawing {
 		w.violated("R7", "%s moves from %s to %s though etcd can't be reached", name, was, d.MED)
 	}
 	if d.MED > line && !silent && d.MED != was && d.MED != rung(n, s, serves, in.Lease) {
@@ -145,7 +147,7 @@ func (w *world) checkStep(n *node, in plan.Input, before plan.Memory, d plan.Dec
 	if d.Resign && in.Withdraw == nil && !drained && !w.anyAble(n, s, true) {
 		w.violated("R9", "%s resigns though no other node of the site could own the VIP", name)
 	}
-	fit := serves && in.Sessions > 0 && in.Lease != 0
+	fit := serves && in.Sessions > 0 && in.Lease != 0 && in.Withdraw == nil && !drained
 	since(&n.unfitFrom, in.Fresh && leased && owner.Node == name && !fit, w.now)
 	since(&n.outrankedFrom, in.Fresh && leased && owner.Node == name && w.preference && !w.preferred(n) && w.anyAble(n, s, true), w.now)
 	if d.Resign && in.Withdraw == nil && !drained {
@@ -207,8 +209,8 @@ func (w *world) checkWaits(n *node, in plan.Input, was state.MED, d plan.Decisio
 	}
 }
 
-// checkWarm is R9's end of being cold.
-func (w *world) checkWarm(n *node, s *state.Snapshot, fresh bool) {
+// checkWarm is when R9 lets a node stop being cold, and makes it.
+func (w *world) checkWarm(n *node, s *state.Snapshot, fresh, cold bool) {
 	if _, assigned := s.VIPs[vip]; !assigned {
 		return
 	}
@@ -217,7 +219,10 @@ func (w *world) checkWarm(n *node, s *state.Snapshot, fresh bool) {
 		a, alive := s.Alive[other]
 		warm = warm || other != n.self.Name && alive && !a.Cold
 	}
-	if warm && !n.parity && w.now-n.lostAt < keepalive {
+	if cold && !warm {
+		w.violated("R9", "%s stays cold though no warm node is left", n.self.Name)
+	}
+	if !cold && warm && !n.parity && w.now-n.lostAt < keepalive {
 		w.violated("R9", "%s counts as warm %d ms after its table was lost", n.self.Name, w.now-n.lostAt)
 	}
 }
@@ -255,7 +260,6 @@ func (w *world) watchSwitch(n *node) {
 // checkSwitch is R10 for a decision to switch.
 func (w *world) checkSwitch(n *node, in plan.Input, x plan.Switch) {
 	s := in.Snapshot
-	w.watchSwitch(n)
 	name, target := n.self.Name, s.Targets[vip]
 	_, locked := s.Locks[vip]
 	owner, ok := s.Owner(n.self.Site, vip)
@@ -268,12 +272,14 @@ func (w *world) checkSwitch(n *node, in plan.Input, x plan.Switch) {
 		w.violated("R10", "%s switches, the owner is %q", name, owner.Node)
 	case target.Site == n.self.Site || x.To != n.self.Site || x.TargetRevision != target.Revision:
 		w.violated("R10", "%s switches to %s, the target is %s", name, x.To, target.Site)
-	case !in.CanServe || in.Cold || in.Sessions == 0:
+	case !in.CanServe || in.Cold || in.Sessions == 0 || in.Withdraw != nil || s.Drains[name].Since != (time.Time{}):
 		w.violated("R10", "%s switches and can't serve", name)
 	case w.now-n.settlingFrom < arriveSettle:
 		w.violated("R10", "%s switches %d ms after a change of the target, a lock or a pause", name, w.now-n.settlingFrom)
 	case n.arrivingFrom == 0:
 		w.violated("R10", "%s switches though the site does not carry the VIP's packets", name)
+	case w.now-n.arrivingFrom < arriveFor:
+		w.violated("R10", "%s switches %d ms after the VIP's packets began to come", name, w.now-n.arrivingFrom)
 	}
 	for _, other := range w.nodes {
 		if c := s.Claims[state.ClaimKey{Node: other.self.Name, VIP: vip}]; c.Revision != 0 && other.site == n.site && (c.Bad || below(c.MED, w.line())) {
@@ -301,7 +307,7 @@ func (n *node) watchSettling(now int64) {
 }
 
 // checkTransaction looks at what etcd makes that is not guarded by promises of its own.
-func (w *world) checkTransaction(x *write, before entry, locked, paused bool) {
+func (w *world) checkTransaction(x *write, before entry, owner int64, locked, paused bool) {
 	name := w.names[x.node]
 	switch x.kind {
 	case ownerWrite:
@@ -317,8 +323,10 @@ func (w *world) checkTransaction(x *write, before entry, locked, paused bool) {
 			w.violated("S3", "%s switches over a lock", name)
 		case paused:
 			w.violated("R10", "%s switches though that is paused", name)
-		case before.revision != x.guards[0].revision && x.guards[0].key == keyTarget:
+		case before.revision != x.change.TargetRevision:
 			w.violated("R10", "%s undoes a target that it has not seen", name)
+		case owner != x.change.OwnerRevision:
+			w.violated("R10", "%s switches and is the owner no more", name)
 		}
 	}
 }
@@ -361,9 +369,6 @@ func (w *world) check() {
 	}
 	line := w.line()
 	for i, n := range w.nodes {
-		if w.automatic {
-			w.watchSwitch(n)
-		}
 		if med, claim, ok := w.unclaimed(n, now); !ok {
 			w.violated("R3", "a router may hold MED %s of %s, whose claim is %s", med, n.self.Name, claim.MED)
 		}
@@ -409,7 +414,7 @@ func (w *world) checkLowest(now *state.Snapshot, line state.MED) {
 	}
 	w.count(rightfulLowest)
 	if w.excused != 0 && !slices.ContainsFunc(w.nodes, func(n *node) bool {
-		return n.edited || n.up && (n.decidedOn < w.excused || n.writes[claimWrite] != nil)
+		return n.edited || n.up && (n.decidedOn <= w.excused || n.writes[claimWrite] != nil)
 	}) {
 		w.excused = 0
 	}
@@ -443,6 +448,6 @@ func (w *world) onNewLadder(now *state.Snapshot) bool {
 			return false
 		}
 	}
-	w.reladdered, w.excused = 0, w.reladdered
+	w.reladdered, w.excused = 0, w.reladdered-1
 	return true
 }

@@ -124,7 +124,7 @@ func (w *world) lastClaim(n *node) []byte {
 func (w *world) round() {
 	next := w.now + 1000
 	for _, n := range w.nodes {
-		w.turn(n, 12)
+		w.turn(n, 12, 0)
 		if n.up && n.wakeAt > w.now {
 			next = min(next, n.wakeAt)
 		}
@@ -253,7 +253,7 @@ func (w *world) switchOver(site int) {
 	w.putTarget(siteNames[site])
 	for i := 0; !w.onLadder(); i++ {
 		for _, n := range w.nodes {
-			w.turn(n, 12)
+			w.turn(n, 12, 0)
 			w.covered()
 		}
 		if w.fail != "" {

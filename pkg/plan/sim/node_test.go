@@ -40,6 +40,7 @@ type write struct {
 	guards    []guard
 	entries   []entry
 	claim     plan.ClaimWrite
+	change    plan.Switch
 	process   int64 // that gave it up
 	applied   bool
 	committed bool
@@ -214,8 +215,8 @@ func (w *world) input(n *node, s *state.Snapshot) plan.Input {
 			}
 		}
 		in.Cold, _ = plan.Cold(s, n.self, in.Fresh, table, in.Now)
+		w.checkWarm(n, s, in.Fresh, in.Cold)
 		if !in.Cold {
-			w.checkWarm(n, s, in.Fresh)
 			n.lostAt = 0 // one that has caught up stays so
 		}
 	}
@@ -232,6 +233,9 @@ func (w *world) step(n *node) {
 	}
 	in := w.input(n, n.snapshot)
 	n.watchSettling(w.now)
+	if w.automatic {
+		w.watchSwitch(n)
+	}
 	before := n.memory
 	var d plan.Decision
 	n.memory, d = plan.Decide(before, in, vip)
@@ -321,7 +325,7 @@ func (w *world) sendSwitch(n *node, s plan.Switch) {
 	case glueSwitchPause:
 		guards[3] = guards[0]
 	}
-	n.writes[switchWrite] = &write{node: n.index, kind: switchWrite, guards: guards, entries: []entry{
+	n.writes[switchWrite] = &write{node: n.index, kind: switchWrite, change: s, guards: guards, entries: []entry{
 		{key: keyTarget, value: []byte(s.To)}, {key: keyLock, value: lockValue},
 	}}
 }
@@ -335,6 +339,7 @@ func (w *world) apply(x *write) {
 	n := w.nodes[x.node]
 	before := w.store.present[x.entries[0].key]
 	locked, paused := w.store.present[keyLock].value != nil, w.store.present[keyPause].value != nil
+	owner := w.store.present[keyOwner+keyID(w.nodes[x.node].site)].revision
 	committed, failed := w.store.commit(x.guards, x.entries)
 	if !committed {
 		w.countGuard(failed)
@@ -348,7 +353,7 @@ func (w *world) apply(x *write) {
 		w.count(switchedAutomatically)
 		w.target = siteNames[n.site]
 	}
-	w.checkTransaction(x, before, locked, paused)
+	w.checkTransaction(x, before, owner, locked, paused)
 	if w.trace != nil {
 		w.say("    etcd makes revision %d: %s %s", x.revision, w.store.names[x.entries[0].key], x.entries[0].value)
 	}

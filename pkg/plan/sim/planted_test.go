@@ -77,7 +77,7 @@ var mutations = []mutation{
 	},
 	{"plan/announce.go", "	if !covered {\n		m.coveredSince = time.Time{}", "	if !covered {\n		m.coveredSince = either(\"r6-covered-anew\", m.coveredSince, time.Time{})"},
 	{"plan/announce.go", "v.Now.Before(end) {\n		wait.Reason = fmt.Sprintf(\"lets routers", "v.Now.Before(end) && !planted(\"r6-settle-delay\") {\n		wait.Reason = fmt.Sprintf(\"lets routers"},
-	{"plan/announce.go", "if !v.hasTarget {\n		wait", "if !v.hasTarget && !planted(\"r6-no-target\") {\n		wait"},
+	{"plan/announce.go", "if !v.hasTarget {\n		m.coveredSince = time.Time{}", "if !v.hasTarget && !planted(\"r6-no-target\") {\n		m.coveredSince = either(\"r6-no-target-anew\", m.coveredSince, time.Time{})"},
 
 	// R7: etcd can't be reached.
 	{"plan/announce.go", "if m.Announcing && !v.Fresh {\n			return v.frozen(*m)", "if m.Announcing && !v.Fresh && !planted(\"r7-nothing-moves\") {\n			return v.frozen(*m)"},

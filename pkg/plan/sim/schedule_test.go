@@ -22,7 +22,8 @@ type op uint8
 
 // What happens. Those after opFaults are faults, or what people do.
 const (
-	opTurn op = iota
+	opTurn  op = iota
+	opStale    // a turn on what the node has seen already
 	opSee
 	opStep
 	opFlush
@@ -35,9 +36,11 @@ const (
 	opFaults
 	opTarget = iota - 1
 	opSameTarget
+	opNoTarget
 	opBadTarget
 	opExpire
 	opCrash
+	opRestart
 	opReboot
 	opCut
 	opLose
@@ -52,6 +55,7 @@ const (
 	opBreak
 	opWithdraw
 	opDrain
+	opLock
 	opUnlock
 	opPause
 	opParity
@@ -61,11 +65,11 @@ const (
 )
 
 var opNames = [opNumber]string{
-	"turn", "see", "step", "flush", "apply", "answer", "renew", "late write", "start", "heal",
-	"target put", "the same target put again", "malformed target", "lease ended", "crash", "reboot", "cut off from etcd", "answer lost",
+	"turn", "turn without news", "see", "step", "flush", "apply", "answer", "renew", "late write", "start", "heal",
+	"target put", "the same target put again", "target deleted", "malformed target", "lease ended", "crash", "restart", "reboot", "cut off from etcd", "answer lost",
 	"owner's key put by hand", "owner's key deleted by hand", "malformed claim", "claim changed by hand",
 	"VIP deleted or put again", "malformed VIP", "another ladder", "session lost", "can't serve", "withdrawn by hand",
-	"drained", "lock removed", "paused", "parity reached", "rates unknown", "forgotten",
+	"drained", "locked by hand", "lock removed", "paused", "parity reached", "rates unknown", "forgotten",
 }
 
 // schedule is a world, what happens in it, and how it ends.
@@ -88,7 +92,7 @@ type ending struct {
 // generate makes the schedule of a seed.
 func generate(seed uint64) schedule {
 	r := rand.New(rand.NewPCG(seed, 7))
-	s := schedule{setup: setup{sites: topologies[r.IntN(len(topologies))], automatic: r.IntN(4) == 0, preference: r.IntN(4) == 0}}
+	s := schedule{setup: setup{sites: topologies[r.IntN(len(topologies))], automatic: r.IntN(3) == 0, preference: r.IntN(4) == 0}}
 	if r.IntN(3) == 0 {
 		s.ladder = r.IntN(len(ladders))
 	}
@@ -104,7 +108,8 @@ func generate(seed uint64) schedule {
 			faults = append(faults, f)
 		}
 	}
-	often := 4 + r.IntN(20) // one in so many
+	often := 3 + r.IntN(20) // one in so many
+	calm := 4 + r.IntN(8)   // turns that go well, in sixteen
 	length := 10 + r.IntN(80)
 	s.events = make([]event, length)
 	for i := range s.events {
@@ -115,10 +120,10 @@ func generate(seed uint64) schedule {
 		switch x := r.IntN(16); {
 		case len(faults) > 0 && r.IntN(often) == 0:
 			e.op = faults[r.IntN(len(faults))]
-		case x < 8:
+		case x < calm:
 			e.op = opTurn
 		default:
-			e.op = opSee + op(r.IntN(int(opFaults-opSee)))
+			e.op = opStale + op(r.IntN(int(opFaults-opStale)))
 		}
 		s.events[i] = e
 	}
@@ -160,7 +165,9 @@ func (w *world) happen(e event) {
 		if arg%4 == 0 {
 			stop = arg / 4 % 11
 		}
-		w.turn(n, stop)
+		w.turn(n, stop, arg)
+	case opStale:
+		w.staleTurn(n, arg)
 	case opSee:
 		if n.up && n.fromStore && n.seen < w.store.revision {
 			w.see(n, n.seen+1+int64(arg)%(w.store.revision-n.seen))
@@ -168,15 +175,15 @@ func (w *world) happen(e event) {
 	case opStep:
 		w.step(n)
 	case opFlush:
-		if n.decided && !n.deaf {
+		if n.up && n.decided && !n.deaf {
 			n.link.establish(w.now)
 		}
 		if arg%2 == 0 {
 			n.link.flush(w.now)
 		}
 	case opApply:
-		for _, x := range n.writes {
-			if x != nil {
+		for k, x := range n.writes {
+			if x != nil && (arg%2 == 0 || k == arg/2%int(kinds)) {
 				w.apply(x)
 			}
 		}
@@ -253,6 +260,8 @@ func (w *world) fault(o op, n *node, arg int) {
 		w.putTarget(siteNames[arg%len(w.sites)])
 	case opSameTarget:
 		w.putTarget(w.target)
+	case opNoTarget:
+		w.store.put(entry{key: keyTarget})
 	case opBadTarget:
 		bad := [][]byte{[]byte("dc9"), []byte("dc 1"), []byte("")}[arg%3]
 		if len(bad) == 0 {
@@ -266,14 +275,14 @@ func (w *world) fault(o op, n *node, arg int) {
 				w.store.expire(int64(id))
 			}
 		}
-	case opCrash:
-		if n.up {
-			n.disk = n.seen - int64(arg)%max(1, n.seen-w.store.first+1)
+	case opCrash, opRestart, opReboot:
+		if n.up && n.fromStore {
+			n.disk = n.seen - int64(arg/4)%max(1, n.seen-w.store.first+1)
 		}
 		w.crash(n)
-	case opReboot:
-		w.crash(n)
-		w.start(n, true)
+		if o != opCrash {
+			w.start(n, o == opReboot)
+		}
 	case opCut:
 		w.cut(n, true)
 	case opLose:
@@ -295,13 +304,16 @@ func (w *world) fault(o op, n *node, arg int) {
 		w.store.put(entry{key: claim, value: garbage, malformed: true})
 	case opClaimEdit:
 		if n.up { // one that is dead has nobody to mend it
-			w.store.put(entry{key: claim, value: claims[state.MED(arg%300)-1]})
+			med := []state.MED{state.NoMED, 0, w.line(), state.MED(arg / 4 % 300)}[arg%4]
+			w.store.put(entry{key: claim, value: claims[med]})
 			n.edited = true
 		}
 	case opVIP:
 		w.toggleVIP()
 	case opVIPBad:
-		if w.store.present[keyVIP].value != nil {
+		// Where the ladder has changed, a node whose disk is older would start on
+		// the one before: PROTOCOL has one ladder for all.
+		if w.store.present[keyVIP].value != nil && !w.twoLadders {
 			w.store.put(entry{key: keyVIP, value: garbage, malformed: true})
 		}
 	case opLadder:
@@ -315,6 +327,8 @@ func (w *world) fault(o op, n *node, arg int) {
 		n.withdrawn, n.atOnce = true, arg%2 == 0
 	case opDrain:
 		w.store.put(entry{key: keyDrain + keyID(n.index), value: order})
+	case opLock:
+		w.store.put(entry{key: keyLock, value: lockValue})
 	case opUnlock:
 		w.unlock()
 	case opPause:

@@ -45,6 +45,7 @@ type world struct {
 	target string
 	// reladdered: the ladder was changed and not all nodes are on the new one.
 	reladdered int64
+	twoLadders bool // there was more than one
 	// switched counts automatic switchovers since the lock was removed last.
 	switched int
 	// excused is the revision up to which somebody had raised a claim by hand or
@@ -224,7 +225,7 @@ func (w *world) rates(asks *node) map[string]float64 {
 }
 
 // turn lets all go well for one node, up to some point.
-func (w *world) turn(n *node, stop int) {
+func (w *world) turn(n *node, stop, arg int) {
 	for i := range min(stop, 10) {
 		if !n.up || w.fail != "" {
 			return
@@ -237,11 +238,14 @@ func (w *world) turn(n *node, stop int) {
 		case 2, 7:
 			w.step(n)
 		case 3, 8:
-			if n.decided && !n.deaf {
+			if n.up && n.decided && !n.deaf {
 				n.link.establish(w.now)
 			}
 			n.link.flush(w.now)
 		case 4, 9:
+			if n.writes[switchWrite] != nil && stop < 12 {
+				w.interfere(n, arg)
+			}
 			for _, x := range n.writes {
 				if x != nil && !n.cut {
 					w.apply(x)
@@ -258,6 +262,42 @@ func (w *world) turn(n *node, stop int) {
 		for k := range kinds {
 			w.answer(n, k, false)
 		}
+	}
+}
+
+// interfere is what people do while an automatic switchover is on its way.
+func (w *world) interfere(n *node, arg int) {
+	switch arg >> 8 & 7 {
+	case 0:
+		w.fault(opTarget, n, arg)
+	case 1:
+		w.fault(opLock, n, arg)
+	case 2:
+		w.fault(opPause, n, arg)
+	case 3:
+		w.fault(opOwnerDelete, n, arg)
+	}
+}
+
+// staleTurn lets a node decide, write and be answered with no news in between.
+func (w *world) staleTurn(n *node, arg int) {
+	if n.cut {
+		return
+	}
+	for range 2 {
+		w.step(n)
+		if n.up && n.decided && !n.deaf {
+			n.link.establish(w.now)
+		}
+		n.link.flush(w.now)
+		w.check()
+		for k := range kinds {
+			if x := n.writes[k]; x != nil && arg>>int(k)&1 == 0 {
+				w.apply(x)
+				w.answer(n, k, false)
+			}
+		}
+		w.check()
 	}
 }
 
@@ -299,7 +339,7 @@ func (w *world) reladder(ladder int) {
 	w.ladder = ladder
 	w.store.put(entry{key: keyVIP, value: w.vipValue()})
 	w.vip = w.store.now().VIPs[vip]
-	w.reladdered = w.store.revision
+	w.reladdered, w.twoLadders = w.store.revision, true
 	w.count(ladderChanged)
 }
 
