@@ -86,6 +86,8 @@ const (
 	glueSwitchPause       glue = "switch-pause-unguarded"
 	glueAlwaysFlushed     glue = "always-flushed"
 	glueDownIsFlushed     glue = "down-is-flushed"
-	glueAlwaysFresh       glue = "always-fresh"
-	glueLateAnswer        glue = "late-answer-taken"
+	// A session that came back between two decisions passes for one that was never lost.
+	glueSessionsUncompared glue = "sessions-uncompared"
+	glueAlwaysFresh        glue = "always-fresh"
+	glueLateAnswer         glue = "late-answer-taken"
 )

@@ -186,7 +186,7 @@ func (w *world) input(n *node, s *state.Snapshot) plan.Input {
 	}
 	switch {
 	case n.link.up:
-		in.Sessions, in.Flushed = 1, !n.link.pending
+		in.Sessions, in.Flushed = 1, !n.link.pending && (n.link.looked == n.link.session || w.glue == glueSessionsUncompared)
 	case w.glue == glueDownIsFlushed:
 		in.Flushed = true
 	default:
@@ -232,6 +232,7 @@ func (w *world) step(n *node) {
 		return
 	}
 	in := w.input(n, n.snapshot)
+	n.link.looked = n.link.session
 	n.watchSettling(w.now)
 	if w.automatic {
 		w.watchSwitch(n)

@@ -21,6 +21,8 @@ type route struct {
 type link struct {
 	up    bool
 	since int64 // of the session's state, in this process
+	// session numbers the sessions; looked is the one at the node's last decision.
+	session, looked int
 	// told is what the node announced last, sent what it would say again to a
 	// router that comes back. pending: the send queue is not empty.
 	told    state.MED
@@ -94,6 +96,7 @@ func (l *link) establish(now int64) {
 		return
 	}
 	l.up, l.since = true, now
+	l.session++
 	for i := range l.held {
 		l.held[i].gone = never
 	}

@@ -19,7 +19,8 @@ var (
 	forFlag     = flag.Duration("sim.for", 0, "go on for this `time`, whatever the number")
 	glueFlag    = flag.String("sim.glue", "", "leave out this `guard` of the code around the decisions")
 	plantedFlag = flag.Int("sim.planted", 30_000, "`number` of schedules that must find each planted fault")
-	stopsFlag   = flag.Bool("sim.brief", false, "print nothing but the first promise that is broken")
+	faultFlag   = flag.String("sim.fault", "", "plant only the faults that match this `regexp`")
+	briefFlag   = flag.Bool("sim.brief", false, "print nothing but the first promise that is broken")
 )
 
 // TestSchedules runs random schedules. A promise that is broken is printed with
@@ -85,7 +86,7 @@ func report(t *testing.T, seed uint64, g glue) {
 	t.Helper()
 	s := generate(seed)
 	w := s.run(g, nil)
-	if *stopsFlag {
+	if *briefFlag {
 		t.Fatalf("%s: %s (seed %d)", w.fail, w.why, seed)
 	}
 	short := shrink(s, g)
