@@ -291,7 +291,7 @@ func TestR4Force(t *testing.T) {
 func TestR4ForceOfTheVIPsOwnLadder(t *testing.T) {
 	for other, want := range map[state.MED]state.MED{state.NoMED: 2000, 2001: 2000, 2000: 1000, 1029: 999, 400: 370, 29: 28} {
 		w := started(map[string]int{"dc1": 1, "dc2": 1}, "dc1")
-		w.ownLadder(highLadder)
+		w.ownLadder(ladders[1])
 		w.setClaim("dc2-0", state.Claim{MED: other})
 		expectClaim(t, w.decide("dc1-0"), Unconfirmed, 2001, "claims "+want.String(), w.lowering("dc1-0", want))
 		w.commit("dc1-0")
