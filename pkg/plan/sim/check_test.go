@@ -306,6 +306,20 @@ func (n *node) watchSettling(now int64) {
 	n.settled = seen
 }
 
+// checkLowering looks at what etcd makes of R2's guards.
+func (w *world) checkLowering(x *write, target entry, owner int64) {
+	name := w.names[x.node]
+	switch {
+	case !x.claim.Lowering:
+	case target.malformed:
+		w.violated("R12", "%s lowers though the target as it stands can't be read", name)
+	case target.revision != x.claim.TargetRevision:
+		w.violated("R2", "%s lowers under target %d, which is %d by now", name, x.claim.TargetRevision, target.revision)
+	case owner != x.claim.OwnerRevision:
+		w.violated("R2", "%s lowers under owner %d, which is %d by now", name, x.claim.OwnerRevision, owner)
+	}
+}
+
 // checkTransaction looks at what etcd makes that is not guarded by promises of its own.
 func (w *world) checkTransaction(x *write, before entry, owner int64, locked, paused bool) {
 	name := w.names[x.node]

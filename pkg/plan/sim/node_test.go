@@ -340,7 +340,7 @@ func (w *world) apply(x *write) {
 	n := w.nodes[x.node]
 	before := w.store.present[x.entries[0].key]
 	locked, paused := w.store.present[keyLock].value != nil, w.store.present[keyPause].value != nil
-	owner := w.store.present[keyOwner+keyID(w.nodes[x.node].site)].revision
+	owner, target := w.store.present[keyOwner+keyID(w.nodes[x.node].site)].revision, w.store.present[keyTarget]
 	committed, failed := w.store.commit(x.guards, x.entries)
 	if !committed {
 		w.countGuard(failed)
@@ -350,6 +350,7 @@ func (w *world) apply(x *write) {
 	switch x.kind {
 	case claimWrite:
 		n.edited = false
+		w.checkLowering(x, target, owner)
 	case switchWrite:
 		w.count(switchedAutomatically)
 		w.target = siteNames[n.site]

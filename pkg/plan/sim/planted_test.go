@@ -66,7 +66,6 @@ var mutations = []mutation{
 	// R5: normalise.
 	{"plan/announce.go", `int64(current) < int64(v.meds.Force)/2 || !v.Now.Before(end) {`, `(int64(current) < int64(v.meds.Force)/2 || !v.Now.Before(end) || planted("r5-quiet-time")) && !planted("r5-normalise") {`},
 	{"plan/announce.go", "	m.quietSince = time.Time{}\n	why :=", "	m.quietSince = either(\"r5-quiet-anew\", m.quietSince, time.Time{})\n	why :="},
-	{"plan/announce.go", `m.quietSince = time.Time{} // it may`, `m.quietSince = either("r5-bad-is-no-quiet", m.quietSince, time.Time{}) // it may`},
 
 	// R6: make before break.
 	{"plan/announce.go", `if stays {`, `if stays && !planted("r6-stays") {`},
@@ -77,7 +76,7 @@ var mutations = []mutation{
 	},
 	{"plan/announce.go", "	if !covered {\n		m.coveredSince = time.Time{}", "	if !covered {\n		m.coveredSince = either(\"r6-covered-anew\", m.coveredSince, time.Time{})"},
 	{"plan/announce.go", "v.Now.Before(end) {\n		wait.Reason = fmt.Sprintf(\"lets routers", "v.Now.Before(end) && !planted(\"r6-settle-delay\") {\n		wait.Reason = fmt.Sprintf(\"lets routers"},
-	{"plan/announce.go", "if !v.hasTarget {\n		m.coveredSince = time.Time{}", "if !v.hasTarget && !planted(\"r6-no-target\") {\n		m.coveredSince = either(\"r6-no-target-anew\", m.coveredSince, time.Time{})"},
+	{"plan/announce.go", "if !v.hasTarget {\n		m.coveredSince = time.Time{}", "if !v.hasTarget {\n		m.coveredSince = either(\"r6-no-target-anew\", m.coveredSince, time.Time{})"},
 
 	// R7: etcd can't be reached.
 	{"plan/announce.go", "if m.Announcing && !v.Fresh {\n			return v.frozen(*m)", "if m.Announcing && !v.Fresh && !planted(\"r7-nothing-moves\") {\n			return v.frozen(*m)"},

@@ -286,8 +286,14 @@ func (w *world) fault(o op, n *node, arg int) {
 	case opCut:
 		w.cut(n, true)
 	case opLose:
+		if arg%4 < 2 {
+			w.step(n)
+		}
 		for k := range kinds {
 			w.answer(n, k, true)
+		}
+		if arg%2 == 0 {
+			w.makeLate(len(w.late) - 1) // it comes a moment too late
 		}
 	case opOwnerPut:
 		e := entry{key: owner, value: w.owners[arg%len(w.nodes)]}
@@ -319,8 +325,12 @@ func (w *world) fault(o op, n *node, arg int) {
 	case opLadder:
 		w.reladder(arg % len(ladders))
 	case opSession:
-		n.deaf = arg%2 == 0
+		n.deaf = arg%4 == 0
 		n.link.lose(w.now)
+		if n.up && n.decided && arg%4 > 1 {
+			n.link.establish(w.now) // before the node looks
+			n.link.flush(w.now)
+		}
 	case opBreak:
 		n.broken = true
 	case opWithdraw:
