@@ -349,7 +349,12 @@ func (w *world) apply(x *write) {
 	x.committed, x.revision = true, w.store.revision
 	switch x.kind {
 	case claimWrite:
-		n.edited = false
+		if n.edited {
+			// A process that has just started can't know what the one before announced.
+			n.edited = false
+			_, _, mended := w.unclaimed(n, w.store.now())
+			n.edited = !mended
+		}
 		w.checkLowering(x, target, owner)
 	case switchWrite:
 		w.count(switchedAutomatically)
