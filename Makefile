@@ -1,7 +1,7 @@
 # medway: `make help` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build generate lint test fuzz bench demo lab lab-shell lab-status lab-down clean
+.PHONY: help setup build generate lint test sim fuzz bench demo lab lab-shell lab-status lab-down clean
 
 GO        ?= go
 PROGRAMS  := medway-agent medwayctl medway-lab sbc etcd etcdctl etcdutl
@@ -48,6 +48,9 @@ $(LINTER):
 
 test: setup build ## Run the tests, those of the kernel and of the lab included; one summary line at the end
 	@scripts/test.sh
+
+sim: ## Run the simulator of the switchover rules for SIMTIME (default 10m); a failing schedule is shrunk and printed
+	$(GO) test ./pkg/plan/sim -run '^TestSchedules$$' -v -count=1 -timeout 0 -sim.for=$(or $(SIMTIME),10m) -sim.from=$$(date +%s)000000 $(ARGS)
 
 fuzz: ## Run every fuzz target for FUZZTIME (default 30s), with a line of figures each
 	@scripts/fuzz.sh
