@@ -26,6 +26,14 @@ type Record struct {
 	Changes []lab.Change
 }
 
+// Since leaves out the moments at which routers lost their last route before the record began.
+func (r Record) Since(began time.Time) Record {
+	r.Routes = slices.DeleteFunc(slices.Clone(r.Routes), func(e lab.RouteEvent) bool {
+		return e.Kind == lab.RouteLost && e.Time.Before(began)
+	})
+	return r
+}
+
 // Verdict says what a Record shows of the promises of the switchover protocol.
 type Verdict struct {
 	// Broken has a line for each promise that was broken, by the name it has in the
