@@ -31,11 +31,15 @@ func startPulse(ctx context.Context, l *lab.Lab) (*pulse, error) {
 	if err != nil {
 		return nil, fmt.Errorf("pulse: %w", err)
 	}
+	return newPulse(ctx, conn), nil
+}
+
+func newPulse(ctx context.Context, conn net.Conn) *pulse {
 	ctx, cancel := context.WithCancel(ctx)
 	p := &pulse{conn: conn, cancel: cancel, last: time.Now()}
 	p.done.Go(func() { p.ask(ctx) })
 	p.done.Go(p.listen)
-	return p, nil
+	return p
 }
 
 func (p *pulse) ask(ctx context.Context) {
