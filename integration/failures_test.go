@@ -187,12 +187,13 @@ func rests(t *testing.T, l *lab.Lab, site string) (active string) {
 // alive asks every call.
 func alive(t *testing.T, calls *drill.Held, when string) {
 	t.Helper()
+	asked := time.Now()
 	s, err := calls.Ask(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("%s: %s", when, s)
 	if s.Lost() {
-		t.Fatalf("%s: %s", when, s)
+		t.Fatalf("%s: %s\n%s", when, s, calls.Trouble(asked))
 	}
 }

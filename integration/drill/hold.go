@@ -3,8 +3,10 @@ package drill
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -138,6 +140,31 @@ func (h *Held) End(ctx context.Context) (State, error) {
 		s.Strayed += sipp.Summarize(events, time.Time{}).Strayed
 	}
 	return s, nil
+}
+
+// Trouble tells of the calls that have had no answer since a moment: their backend, and
+// when they had the last one; and what SIPp has to say.
+func (h *Held) Trouble(since time.Time) string {
+	var b strings.Builder
+	for i, c := range h.calls {
+		events, err := sipp.ReadLog(c.dir)
+		if err != nil {
+			fmt.Fprintf(&b, "%s: %v\n", h.kinds[i], err)
+		}
+		last := map[string]sipp.Event{}
+		for _, e := range events {
+			last[e.CallID] = e
+		}
+		for _, id := range slices.Sorted(maps.Keys(last)) {
+			if e := last[id]; e.At.Before(since) && e.What != "down" {
+				fmt.Fprintf(&b, "%s: %s, on %s, was answered last at %s\n", h.kinds[i], id, e.Backend, e.At.Format("15:04:05.000"))
+			}
+		}
+		if text, err := os.ReadFile(filepath.Join(c.dir, sipp.ErrorFile)); err == nil {
+			fmt.Fprintf(&b, "%s: %.2000s\n", h.kinds[i], text)
+		}
+	}
+	return b.String()
 }
 
 // Kill ends all calls at once, where they are not to be judged any more.

@@ -99,7 +99,10 @@ tell() { # tell WORD: sets REPLY
 no_loss() { # no_loss ask|end WHEN
   tell "$1" || true
   figure "$2: $REPLY"
-  [[ $REPLY == *" lost=0 strayed=0 "* ]] || fault "calls were lost, $2"
+  if [[ $REPLY != *" lost=0 strayed=0 "* ]]; then
+    fault "calls were lost, $2"
+    cat "$WORK/calls.err" >&2
+  fi
 }
 new_calls_in() { # new_calls_in SITE
   tell new || true

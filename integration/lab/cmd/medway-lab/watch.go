@@ -67,8 +67,12 @@ func hold(ctx context.Context, l *lab.Lab, kinds []drill.Traffic, n int, out str
 		switch words.Text() {
 		case "ask":
 			var state drill.State
+			asked := time.Now()
 			state, err = calls.Ask(ctx)
 			s, lost = state, lost || state.Lost()
+			if state.Lost() {
+				fmt.Fprint(os.Stderr, calls.Trouble(asked))
+			}
 		case "new":
 			went, err := drill.NewCalls(ctx, l, 10, out+"/new")
 			if err != nil {
