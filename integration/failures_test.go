@@ -47,6 +47,11 @@ func TestLabFailures(t *testing.T) {
 		mend   func(node string) error
 	}{
 		{
+			"the owner's host loses its power",
+			func(node string) error { return l.PowerOff(t.Context(), node) },
+			l.PowerOn,
+		},
+		{
 			"the owner's agent is killed",
 			func(node string) error { return l.StopAgent(t.Context(), node, syscall.SIGKILL) },
 			l.StartAgent,
@@ -60,11 +65,6 @@ func TestLabFailures(t *testing.T) {
 			"the owner is cut from etcd only",
 			func(node string) error { return l.CutEtcd(t.Context(), node) },
 			func(node string) error { return l.MendEtcd(t.Context(), node) },
-		},
-		{
-			"the owner's host loses its power",
-			func(node string) error { return l.PowerOff(t.Context(), node) },
-			l.PowerOn,
 		},
 	} {
 		old, struck := rests(t, l, "dc1"), time.Now()

@@ -148,7 +148,9 @@ finish() {
   kill -INT "$record_pid"
   wait "$record_pid" || true
   record_pid=
-  lab promises check "$WORK/history" >"$WORK/promises" || fault "$(tail -n +2 "$WORK/promises" | head -1)"
+  if ! lab promises check "$WORK/history" >"$WORK/promises" 2>"$WORK/promises.err"; then
+    fault "$(tail -n +2 "$WORK/promises" | head -1) $(cat "$WORK/promises.err")"
+  fi
   cat "$WORK/promises" >&2
   figure "$(head -1 "$WORK/promises")"
   line=$(printf '; %s' "${figures[@]}")

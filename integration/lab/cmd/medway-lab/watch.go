@@ -145,7 +145,10 @@ func record(ctx context.Context, l *lab.Lab, file string) error {
 	return errors.Join(err, failed)
 }
 
-var errBroken = errors.New("a promise was broken")
+var (
+	errBroken  = errors.New("a promise was broken")
+	errNothing = errors.New("no router saw what a rightful node announced: there is nothing to judge")
+)
 
 func check(l *lab.Lab, file string, w io.Writer) error {
 	in, err := os.Open(file)
@@ -174,6 +177,9 @@ func check(l *lab.Lab, file string, w io.Writer) error {
 	fmt.Fprintf(w, "%s, since %s\n", v, began.Format(time.TimeOnly))
 	for _, line := range v.Broken {
 		fmt.Fprintln(w, "  "+line)
+	}
+	if v.Seen == 0 {
+		return errNothing
 	}
 	if len(v.Broken) > 0 {
 		return errBroken
