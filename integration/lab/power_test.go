@@ -44,14 +44,14 @@ func reaches(t *testing.T, l *Lab, from, addr string, want bool) {
 func TestPower(t *testing.T) {
 	l := upRouting(t)
 	const host, edge, client = "dc1-etcd", "dc1-edge", "10.1.0.5:2379"
-	port := func() netlink.Link {
+	edgeLink := func(name string) netlink.Link {
 		t.Helper()
 		h, err := l.openHandles(edge)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer h.close()
-		link, err := h.nl[edge].LinkByName(host)
+		link, err := h.nl[edge].LinkByName(name)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -73,7 +73,8 @@ func TestPower(t *testing.T) {
 		t.Fatal(err)
 	}
 	reaches(t, l, edge, client, false)
-	if p := port(); p.Attrs().OperState != netlink.OperUp {
+	gateway := edgeLink(lanBridge).Attrs().HardwareAddr.String()
+	if p := edgeLink(host); p.Attrs().OperState != netlink.OperUp {
 		t.Errorf("the port's carrier is %s", p.Attrs().OperState)
 	}
 	if _, err := l.Daemon(host, "etcd"); !errors.Is(err, os.ErrNotExist) {
@@ -85,6 +86,9 @@ func TestPower(t *testing.T) {
 	reaches(t, l, edge, client, true)
 	if again, err := l.hardwareAddr(link.B); err != nil || again.String() != mac.String() {
 		t.Errorf("the hardware address was %s and is %s (%v)", mac, again, err)
+	}
+	if again := edgeLink(lanBridge).Attrs().HardwareAddr.String(); again != gateway {
+		t.Errorf("the gateway's hardware address was %s and is %s", gateway, again)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
