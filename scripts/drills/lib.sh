@@ -15,13 +15,13 @@ fi
 
 BIN=$REPO/bin
 [[ -z ${MEDWAY_VM:-} ]] || BIN=/run/medway-bin      # where lab.sh up has put a copy
-LAB=/run/medway-lab
+LAB=${MEDWAY_LAB:-/run/medway-lab}                  # the lab's run directory
 VIP=203.0.113.10
 NAME=sip-1
 WORK=$(mktemp -d "/run/medway-drill-$PROG.XXXXXX")
 SYNC_PORT=8848
 
-lab() { "$BIN/medway-lab" "$@"; }
+lab() { "$BIN/medway-lab" --dir "$LAB" "$@"; }
 etcd() { lab exec witness etcdctl --command-timeout=20s "$@"; }
 lab status >"$WORK/status" || die "no lab is up: make lab"
 hosts() { awk '$2 == "agent" { print $1 }' "$WORK/status"; }          # all LVS hosts, or one site's
@@ -84,7 +84,7 @@ settle() { within 120 "not settled: dc1-edge $(meds dc1-edge); dc2-edge $(meds d
 
 # Calls, held in the background: see medway-lab calls --help.
 calls_up() {
-  coproc CALLS { exec "$BIN/medway-lab" calls --out "$WORK/calls" 2>"$WORK/calls.err"; }
+  coproc CALLS { exec "$BIN/medway-lab" --dir "$LAB" calls --out "$WORK/calls" 2>"$WORK/calls.err"; }
   # shellcheck disable=SC2153  # coproc sets it
   calls_pid=$CALLS_PID
   exec {calls_in}>&"${CALLS[1]}" {calls_out}<&"${CALLS[0]}"
@@ -132,7 +132,7 @@ cleanup() {
 # begin: a lab at rest, with calls up and what is needed to judge it.
 begin() {
   settle || die "the lab is not at rest to begin with"
-  "$BIN/medway-lab" promises record "$WORK/history" &
+  "$BIN/medway-lab" --dir "$LAB" promises record "$WORK/history" &
   record_pid=$!
   if [[ $sabotage ]]; then say "SABOTAGE: sync messages are lost"; sync_lost -I; fi
   calls_up
