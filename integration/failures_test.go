@@ -75,7 +75,7 @@ func TestLabFailures(t *testing.T) {
 		next := ""
 		wait(t, "another owner", func() error {
 			var err error
-			if next, err = owner(t, l, "dc1"); err != nil || next == "" || next == old {
+			if next, err = ownerNow(t, l, "dc1"); err != nil || next == "" || next == old {
 				return fmt.Errorf("the owner is %q (%w)", next, err)
 			}
 			if m := medOf(t, l, next); m > 100 {
@@ -129,8 +129,8 @@ func wait(t *testing.T, what string, try func() error) {
 	}
 }
 
-// owner is the node that owns the VIP in a site, by etcd; "" is none.
-func owner(t *testing.T, l *lab.Lab, site string) (string, error) {
+// ownerNow is the node that owns the VIP in a site, by etcd; "" is none.
+func ownerNow(t *testing.T, l *lab.Lab, site string) (string, error) {
 	t.Helper()
 	text, found, err := l.Get(t.Context(), lab.Witness, "/medway/v1/owners/"+site+"/"+lab.VIPName)
 	if err != nil || !found {
@@ -168,7 +168,7 @@ func medOf(t *testing.T, l *lab.Lab, node string) int {
 func rests(t *testing.T, l *lab.Lab, site string) (active string) {
 	t.Helper()
 	wait(t, "at rest", func() (err error) {
-		if active, err = owner(t, l, site); err != nil {
+		if active, err = ownerNow(t, l, site); err != nil {
 			return err
 		}
 		for _, n := range l.Topology().Role(lab.RoleLVS) {
