@@ -75,8 +75,12 @@ func TestLabFailures(t *testing.T) {
 		next := ""
 		wait(t, "another owner", func() error {
 			var err error
-			if next, err = ownerNow(t, l, "dc1"); err != nil || next == "" || next == old {
-				return fmt.Errorf("the owner is %q (%w)", next, err)
+			next, err = ownerNow(t, l, "dc1")
+			switch {
+			case err != nil:
+				return err
+			case next == "" || next == old:
+				return fmt.Errorf("the owner is %q", next)
 			}
 			if m := medOf(t, l, next); m > 100 {
 				return fmt.Errorf("%s owns the VIP and announces %d", next, m)
