@@ -1,7 +1,7 @@
 # medway: `make help` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build generate lint test sim fuzz bench demo lab lab-shell lab-status lab-down clean
+.PHONY: help setup build generate lint test sim fuzz bench demo drills lab lab-shell lab-status lab-down clean
 
 GO        ?= go
 PROGRAMS  := medway-agent medwayctl medway-lab sbc etcd etcdctl etcdutl
@@ -63,6 +63,9 @@ bench: build ## Measure medway beside etcd, GoBGP, ExaBGP and Keepalived: about 
 
 demo: setup build ## Move live calls from one data centre to the other and back, and draw it (ARGS="--sabotage tee" must fail)
 	@scripts/demo.sh $(ARGS)
+
+drills: setup build ## Make everything fail that may fail, one after the other, under calls: about 20 minutes; NAMES="host-dies" is only that
+	@scripts/drills/all.sh $(NAMES)
 
 lab: setup build ## Start the lab and leave it running
 	@scripts/lab.sh up
