@@ -1,7 +1,7 @@
 # medway: `make help` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build generate lint test fuzz bench demo lab lab-shell lab-status lab-down clean
+.PHONY: help setup build generate lint test sim fuzz bench demo drills lab lab-shell lab-status lab-down clean
 
 GO        ?= go
 PROGRAMS  := medway-agent medwayctl medway-lab sbc etcd etcdctl etcdutl
@@ -49,6 +49,9 @@ $(LINTER):
 test: setup build ## Run the tests, those of the kernel and of the lab included; one summary line at the end
 	@scripts/test.sh
 
+sim: ## Run the simulator of the switchover rules for SIMTIME (default 10m); a failing schedule is shrunk and printed
+	$(GO) test ./pkg/plan/sim -run '^TestSchedules$$' -v -count=1 -timeout 0 -sim.for=$(or $(SIMTIME),10m) -sim.from=$$(date +%s)000000 $(ARGS)
+
 fuzz: ## Run every fuzz target for FUZZTIME (default 30s), with a line of figures each
 	@scripts/fuzz.sh
 
@@ -60,6 +63,9 @@ bench: build ## Measure medway beside etcd, GoBGP, ExaBGP and Keepalived: about 
 
 demo: setup build ## Move live calls from one data centre to the other and back, and draw it (ARGS="--sabotage tee" must fail)
 	@scripts/demo.sh $(ARGS)
+
+drills: setup build ## Make everything fail that may fail, one after the other, under calls: about 20 minutes; NAMES="host-dies" is only that
+	@scripts/drills/all.sh $(NAMES)
 
 lab: setup build ## Start the lab and leave it running
 	@scripts/lab.sh up

@@ -71,6 +71,8 @@ type decider struct {
 	faults map[state.Fault]bool
 	// spoken are the families that a router takes routes of; nil without a session.
 	spoken map[plan.Family]bool
+	// looked is when the sessions were looked at last.
+	looked time.Time
 	// unannounced is why the last set of routes was not announced; nil: it was.
 	unannounced error
 	// unheld is what went wrong on the segment last (ARP mode).
@@ -391,11 +393,14 @@ func (d *decider) input(now view) plan.Input {
 			for _, f := range session.Families {
 				d.spoken[f] = true
 			}
-			in.Flushed = in.Flushed && !session.Pending
+			// A session that is new since the last look hides the loss before it: the
+			// router may have kept what was announced before, and takes a while again.
+			in.Flushed = in.Flushed && !session.Pending && session.Since.Before(d.looked)
 		} else {
 			in.Flushed = in.Flushed && in.Now.Sub(session.Since) > d.config.BGP.kept(session.Neighbor)
 		}
 	}
+	d.looked = in.Now
 	return in
 }
 

@@ -23,6 +23,7 @@ var mayImport = map[string][]string{
 
 	"pkg/state":     {"proto/..."},
 	"pkg/plan":      {"pkg/state"},
+	"pkg/plan/sim":  {"pkg/plan", "pkg/state"},
 	"pkg/reconcile": {},
 	"pkg/store":     {"pkg/state"},
 	"pkg/yamlfile":  {"pkg/state"},

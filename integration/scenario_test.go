@@ -20,8 +20,14 @@ import (
 // MEDWAY_REQUIRE_KERNEL=1 makes a skip a failure.
 func up(t *testing.T, beforeAgents ...func(context.Context, *lab.Lab) error) *lab.Lab {
 	t.Helper()
+	return upAs(t, func(*lab.Options) {}, beforeAgents...)
+}
+
+// upAs is up, of a lab that differs from the usual one.
+func upAs(t *testing.T, change func(*lab.Options), beforeAgents ...func(context.Context, *lab.Lab) error) *lab.Lab {
+	t.Helper()
 	need(t)
-	l, err := lab.Up(t.Context(), lab.Options{
+	opts := lab.Options{
 		Dir: "/run/medway-test", BinDir: programs(), WANDelay: 5 * time.Millisecond, Progress: t.Output(),
 		Prefix: "mwt-", Transient: true, Timeout: 3 * time.Minute,
 		BeforeAgents: func(ctx context.Context, l *lab.Lab) error {
@@ -32,7 +38,9 @@ func up(t *testing.T, beforeAgents ...func(context.Context, *lab.Lab) error) *la
 			}
 			return nil
 		},
-	})
+	}
+	change(&opts)
+	l, err := lab.Up(t.Context(), opts)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -36,7 +36,8 @@ func (l *Lab) agentConfig(node string) ([]byte, error) {
 		CA, Cert, Key     string
 		AS                int
 		StateDir          string
-	}{node, n.Site, site.Group(), n.Addr, n.Addr6, site.Addr(1), l.Endpoints(), l.CA(), cert, key, OperatorAS, l.path(node, "state")})
+		HoldTime          time.Duration
+	}{node, n.Site, site.Group(), n.Addr, n.Addr6, site.Addr(1), l.Endpoints(), l.CA(), cert, key, OperatorAS, l.path(node, "state"), l.opts.HoldTime})
 	return b.Bytes(), err
 }
 

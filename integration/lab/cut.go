@@ -42,19 +42,42 @@ func (l *Lab) Unblackhole(ctx context.Context, a, b string) error {
 }
 
 // dropRules drops what arrives at the end that is not a bridge port (a bridge's own
-// traffic doesn't pass through iptables), and what it sends.
+// traffic doesn't pass through iptables), and what it sends, of both families. Neighbours
+// are still found: PowerOff is for a host that answers nothing at all.
 func (l *Lab) dropRules(ctx context.Context, a, b, verb string) error {
 	link, err := l.topo.Link(a, b)
 	if err != nil {
 		return err
 	}
 	end := link.B // never a bridge port
-	rules := [][]string{
-		{"iptables", "-w", "-t", "raw", verb, "PREROUTING", "-i", end.Dev, "-j", "DROP"},
-		{"iptables", "-w", "-t", "mangle", verb, "POSTROUTING", "-o", end.Dev, "-j", "DROP"},
+	for _, iptables := range []string{"iptables", "ip6tables"} {
+		if err := l.eachRule(ctx, end.Node, [][]string{
+			{iptables, "-w", "-t", "raw", verb, "PREROUTING", "-i", end.Dev, "-j", "DROP"},
+			{iptables, "-w", "-t", "mangle", verb, "POSTROUTING", "-o", end.Dev, "-j", "DROP"},
+		}); err != nil {
+			return err
+		}
 	}
+	return nil
+}
+
+// CutEtcd drops what a node's clients of etcd send and would hear, and nothing else:
+// the node goes on as a router's neighbour and as a balancer.
+func (l *Lab) CutEtcd(ctx context.Context, node string) error { return l.etcdRules(ctx, node, "-I") }
+
+// MendEtcd undoes CutEtcd.
+func (l *Lab) MendEtcd(ctx context.Context, node string) error { return l.etcdRules(ctx, node, "-D") }
+
+func (l *Lab) etcdRules(ctx context.Context, node, verb string) error {
+	return l.eachRule(ctx, node, [][]string{
+		{"iptables", "-w", "-t", "raw", verb, "PREROUTING", "-p", "tcp", "--sport", "2379", "-j", "DROP"},
+		{"iptables", "-w", "-t", "mangle", verb, "POSTROUTING", "-p", "tcp", "--dport", "2379", "-j", "DROP"},
+	})
+}
+
+func (l *Lab) eachRule(ctx context.Context, node string, rules [][]string) error {
 	for _, rule := range rules {
-		if _, err := l.Output(ctx, end.Node, rule...); err != nil {
+		if _, err := l.Output(ctx, node, rule...); err != nil {
 			return err
 		}
 	}

@@ -123,6 +123,52 @@ func (l *Lab) Stop(ctx context.Context, node, name string, sig syscall.Signal) e
 	return os.Remove(l.recordFile(node, name))
 }
 
+// daemonOf is the daemon that a node is there for.
+func daemonOf(n Node) string {
+	switch n.Role {
+	case RoleLVS:
+		return "agent"
+	case RoleSBC:
+		return "sbc"
+	case RoleEtcd:
+		return "etcd"
+	case RoleEdge, RoleTransit:
+		return "bird"
+	}
+	return ""
+}
+
+// DaemonOf is the name of the daemon that a node is there for: "agent", "sbc", "etcd" or
+// "bird". Clients have none, which is an error.
+func (l *Lab) DaemonOf(node string) (string, error) {
+	n, ok := l.topo.Node(node)
+	if !ok {
+		return "", fmt.Errorf("no node %s", node)
+	}
+	name := daemonOf(n)
+	if name == "" {
+		return "", fmt.Errorf("%s runs no daemon", node)
+	}
+	return name, nil
+}
+
+// Restart starts the daemon that a node is there for, which has been stopped.
+func (l *Lab) Restart(node string) error {
+	name, err := l.DaemonOf(node)
+	if err != nil {
+		return err
+	}
+	switch name {
+	case "agent":
+		return l.StartAgent(node)
+	case "sbc":
+		return l.StartBackend(node)
+	case "etcd":
+		return l.StartEtcd(node)
+	}
+	return l.StartRouter(node)
+}
+
 // Alive tells whether the very process that was started still runs.
 func (d *Daemon) Alive() bool {
 	started, state, err := processStat(d.PID)

@@ -44,6 +44,9 @@ type Options struct {
 	// moment, which graceful restart alone keeps. The agents' own interval is their default:
 	// the slower one counts. 150 ms is for a real processor; an emulated one carries 1 s.
 	BFD time.Duration
+	// HoldTime is that of the agents' BGP sessions; default 90 s, which an emulated
+	// processor never exceeds by itself.
+	HoldTime time.Duration
 	// Target is the site that takes the traffic first; default the first one.
 	Target string
 	// Transient marks a lab that ends with the program that builds it: what a killed
@@ -94,6 +97,9 @@ func newLab(opts Options) (*Lab, error) {
 	}
 	if opts.Target == "" {
 		opts.Target = opts.Topology.Sites[0].Name
+	}
+	if opts.HoldTime == 0 {
+		opts.HoldTime = 90 * time.Second
 	}
 	if opts.Timeout == 0 {
 		opts.Timeout = 2 * time.Minute

@@ -108,17 +108,24 @@ func onOwnThread(fn func() error) error {
 
 func (l *Lab) createNamespaces() error {
 	for _, n := range l.topo.Nodes() {
-		name := l.Namespace(n.Name)
-		err := onOwnThread(func() error {
-			ns, err := netns.NewNamed(name)
-			if err != nil {
-				return err
-			}
-			return ns.Close()
-		})
-		if err != nil {
-			return fmt.Errorf("create namespace %s (are you root?): %w", name, err)
+		if err := l.createNamespace(n.Name); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+func (l *Lab) createNamespace(node string) error {
+	name := l.Namespace(node)
+	err := onOwnThread(func() error {
+		ns, err := netns.NewNamed(name)
+		if err != nil {
+			return err
+		}
+		return ns.Close()
+	})
+	if err != nil {
+		return fmt.Errorf("create namespace %s (are you root?): %w", name, err)
 	}
 	return nil
 }

@@ -142,7 +142,10 @@ func (l *Lab) writeSysctls(node string, values map[string]string) error {
 }
 
 func addBridge(nl *netlink.Handle, addrs ...netip.Prefix) error {
-	br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: lanBridge}}
+	// One of its own: else it is the lowest of its ports', changes with them, and hosts would
+	// send to the old one until they ask again.
+	mac := net.HardwareAddr{0x02, 0x6d, 0x77, 0, 1, 1}
+	br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: lanBridge, HardwareAddr: mac}}
 	if err := nl.LinkAdd(br); err != nil {
 		return fmt.Errorf("add bridge: %w", err)
 	}

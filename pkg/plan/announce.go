@@ -232,6 +232,7 @@ func (v view) above(role Role) string {
 func (v view) leave(m *Memory, role Role, med state.MED) Decision {
 	wait := Decision{Role: Leaving, MED: m.Announced}
 	if !v.hasTarget {
+		m.coveredSince = time.Time{}
 		wait.Reason = "no target_state is known: stays"
 		return wait
 	}
@@ -262,6 +263,7 @@ func (v view) leave(m *Memory, role Role, med state.MED) Decision {
 // lead is R2, R4 and R5: the way of the rightful node.
 func (v view) lead(m *Memory) Decision {
 	if v.badClaim != "" {
+		m.quietSince = time.Time{} // it may have been below the line
 		return v.unled(*m, fmt.Sprintf("the claim of %s can't be read: does not lower", v.badClaim))
 	}
 	want, reason, wake := v.wanted(m)

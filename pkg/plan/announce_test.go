@@ -11,7 +11,7 @@ import (
 )
 
 // These are PROTOCOL's rules one by one, each as a trace of a few lines on the
-// world of simulate_test.go.
+// world of world_test.go.
 
 // decide lets a node decide on etcd's present, and keeps its claim in flight;
 // change makes its own observations other than good.
@@ -356,6 +356,11 @@ func TestR5NormalisesAfterAQuietTime(t *testing.T) {
 	expect(t, w.decide("dc1-0"), ForceActive, 50, "normalises soon")
 	w.setClaim("dc2-0", state.Claim{MED: 60}) // not quiet: the time begins anew
 	expect(t, w.decide("dc1-0"), ForceActive, 50, "dc2-0 still claims 60")
+	w.setClaim("dc2-0", state.Claim{MED: state.NoMED})
+	expect(t, w.decide("dc1-0"), ForceActive, 50, "normalises soon")
+	w.pass(2 * time.Second)
+	w.setClaim("dc2-0", state.Claim{Malformed: true, Bad: true}) // neither is this
+	expect(t, w.decide("dc1-0"), ForceActive, 50, "the claim of dc2-0 can't be read")
 	w.setClaim("dc2-0", state.Claim{MED: state.NoMED})
 	expect(t, w.decide("dc1-0"), ForceActive, 50, "normalises soon")
 	w.pass(2999 * time.Millisecond)

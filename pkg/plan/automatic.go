@@ -63,8 +63,16 @@ func (v view) serving() bool {
 	return false
 }
 
-// arriving says whether the site carries the share and the rate that the policy asks for.
+// arriving says whether the site carries the share and the rate that the policy
+// asks for. A live node that has not told what it carries may carry the most:
+// where only the way between the sites is cut, it does.
 func (v view) arriving(policy state.Automatic) bool {
+	for _, node := range nodesOf(v.Snapshot, v.vip) {
+		_, alive := v.Snapshot.Alive[node]
+		if _, known := v.Rates[node]; alive && !known {
+			return false
+		}
+	}
 	mine, all := v.traffic()
 	return mine >= policy.Floor && mine*100 >= all*float64(policy.Share)
 }

@@ -21,7 +21,7 @@ func besieged(t *testing.T) *member {
 	m.in.Snapshot.VIPs["v"] = v
 	m.decide()
 	m.in.Now = m.in.Now.Add(v.Automatic.Settle)
-	m.in.Rates = map[string]float64{"dc1-a": 400, "dc2-a": 300, "dc2-b": 200}
+	m.in.Rates = map[string]float64{"dc1-a": 400, "dc1-b": 0, "dc2-a": 300, "dc2-b": 200}
 	return m
 }
 
@@ -61,17 +61,20 @@ func TestR10TrafficOfTheBackupSiteMakesItTheTarget(t *testing.T) {
 func TestR10EveryGuard(t *testing.T) {
 	for what, change := range map[string]func(*member){
 		"too small a share": func(m *member) { m.in.Rates["dc1-a"] = 501 },
-		"too few packets":   func(m *member) { m.in.Rates = map[string]float64{"dc2-a": 199} },
-		"nothing known":     func(m *member) { m.in.Rates = nil },
-		"not the owner":     func(m *member) { m.own("dc2-b") },
-		"can't serve":       func(m *member) { m.in.CanServe = false },
-		"cold":              func(m *member) { m.in.Cold = true },
-		"etcd gone":         func(m *member) { m.in.Fresh = false },
-		"locked":            func(m *member) { m.in.Snapshot.Locks["v"] = state.Lock{Malformed: true} },
-		"paused":            func(m *member) { m.in.Snapshot.Pauses["v"] = state.Order{} },
-		"all paused":        func(m *member) { m.in.Snapshot.Pauses[""] = state.Order{Malformed: true} },
-		"no target":         func(m *member) { delete(m.in.Snapshot.Targets, "v") },
-		"drained":           func(m *member) { m.in.Snapshot.Drains["dc2-a"] = state.Order{} },
+		"too few packets": func(m *member) {
+			m.in.Rates = map[string]float64{"dc1-a": 0, "dc1-b": 0, "dc2-a": 199, "dc2-b": 0}
+		},
+		"a live node has not told": func(m *member) { delete(m.in.Rates, "dc1-b") },
+		"nothing known":            func(m *member) { m.in.Rates = nil },
+		"not the owner":            func(m *member) { m.own("dc2-b") },
+		"can't serve":              func(m *member) { m.in.CanServe = false },
+		"cold":                     func(m *member) { m.in.Cold = true },
+		"etcd gone":                func(m *member) { m.in.Fresh = false },
+		"locked":                   func(m *member) { m.in.Snapshot.Locks["v"] = state.Lock{Malformed: true} },
+		"paused":                   func(m *member) { m.in.Snapshot.Pauses["v"] = state.Order{} },
+		"all paused":               func(m *member) { m.in.Snapshot.Pauses[""] = state.Order{Malformed: true} },
+		"no target":                func(m *member) { delete(m.in.Snapshot.Targets, "v") },
+		"drained":                  func(m *member) { m.in.Snapshot.Drains["dc2-a"] = state.Order{} },
 		"off": func(m *member) {
 			m.in.Snapshot.VIPs["v"] = state.VIP{Groups: m.in.Snapshot.VIPs["v"].Groups}
 		},

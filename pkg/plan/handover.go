@@ -11,7 +11,7 @@ import (
 // that can't be known, routers should keep the route while the next process
 // starts (graceful restart). The ownership stays for that to find.
 func HandOver(in Input, vip string) *Withdrawal {
-	if !in.Fresh {
+	if !in.Fresh || look(in, vip).unsettled() != "" {
 		return nil
 	}
 	to := ""

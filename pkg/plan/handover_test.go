@@ -21,18 +21,21 @@ func TestHandOverGoesToANodeThatCanServe(t *testing.T) {
 		alive   map[string]state.Alive
 		drained string
 		stale   bool
-		want    string // the reason; "" for none
+		// restored: what the store says is of an older time.
+		restored bool
+		want     string // the reason; "" for none
 	}{
-		"a standby of the site before one of another": {map[string]state.Alive{"dc1-1": good, "dc2-0": good}, "", false, "the agent stops, and dc1-1 announces the VIP"},
-		"another site's":        {map[string]state.Alive{"dc2-0": good}, "", false, "the agent stops, and dc2-0 announces the VIP"},
-		"only the node itself":  {map[string]state.Alive{"dc1-0": good}, "", false, ""},
-		"nobody":                {nil, "", false, ""},
-		"a cold one":            {map[string]state.Alive{"dc1-1": {BGPSessions: 1, Cold: true}}, "", false, ""},
-		"one without a router":  {map[string]state.Alive{"dc1-1": {}}, "", false, ""},
-		"one that can't serve":  {map[string]state.Alive{"dc1-1": {BGPSessions: 1, Unable: []string{"v"}}}, "", false, ""},
-		"one of another VIP":    {map[string]state.Alive{"dc9-0": good}, "", false, ""},
-		"one that is drained":   {map[string]state.Alive{"dc1-1": good}, "dc1-1", false, ""},
-		"what may be long gone": {map[string]state.Alive{"dc1-1": good}, "", true, ""},
+		"a standby of the site before one of another": {map[string]state.Alive{"dc1-1": good, "dc2-0": good}, "", false, false, "the agent stops, and dc1-1 announces the VIP"},
+		"another site's":        {map[string]state.Alive{"dc2-0": good}, "", false, false, "the agent stops, and dc2-0 announces the VIP"},
+		"only the node itself":  {map[string]state.Alive{"dc1-0": good}, "", false, false, ""},
+		"nobody":                {nil, "", false, false, ""},
+		"a cold one":            {map[string]state.Alive{"dc1-1": {BGPSessions: 1, Cold: true}}, "", false, false, ""},
+		"one without a router":  {map[string]state.Alive{"dc1-1": {}}, "", false, false, ""},
+		"one that can't serve":  {map[string]state.Alive{"dc1-1": {BGPSessions: 1, Unable: []string{"v"}}}, "", false, false, ""},
+		"one of another VIP":    {map[string]state.Alive{"dc9-0": good}, "", false, false, ""},
+		"one that is drained":   {map[string]state.Alive{"dc1-1": good}, "dc1-1", false, false, ""},
+		"what may be long gone": {map[string]state.Alive{"dc1-1": good}, "", true, false, ""},
+		"what a backup says":    {map[string]state.Alive{"dc1-1": good}, "", false, true, ""},
 	} {
 		w := newWorld(map[string]int{"dc1": 2, "dc2": 1})
 		w.alive(c.alive)
@@ -40,7 +43,7 @@ func TestHandOverGoesToANodeThatCanServe(t *testing.T) {
 			w.change(func(s *state.Snapshot) { s.Drains = map[string]state.Order{c.drained: {}} })
 		}
 		got := ""
-		if h := HandOver(Input{Snapshot: w.etcd, Self: w.self("dc1-0"), Fresh: !c.stale}, "v"); h != nil {
+		if h := HandOver(Input{Snapshot: w.etcd, Self: w.self("dc1-0"), Fresh: !c.stale, Restored: c.restored}, "v"); h != nil {
 			got = h.Reason
 			if !h.KeepOwnership || h.Now {
 				t.Errorf("%s: %+v", name, h)

@@ -19,7 +19,8 @@ func TestParsePackets(t *testing.T) {
 	if n, err := parsePackets(perCPU); err != nil || n != 33 {
 		t.Errorf("%d, %v; expected 33", n, err)
 	}
-	for _, bad := range []string{"", strings.ReplaceAll(perCPU, "1f", "no"), perCPU[:strings.Index(perCPU, "  0 ")]} {
+	head, _, _ := strings.Cut(perCPU, "  0 ")
+	for _, bad := range []string{"", strings.ReplaceAll(perCPU, "1f", "no"), head} {
 		if n, err := parsePackets(bad); err == nil {
 			t.Errorf("%d of %q", n, bad)
 		}

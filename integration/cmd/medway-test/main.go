@@ -177,6 +177,9 @@ func (r *run) take(e event) {
 			r.output[t] = &strings.Builder{}
 		}
 		r.output[t].WriteString(e.Output)
+		if figures.MatchString(e.Output) {
+			fmt.Printf("      %s\n", strings.TrimSpace(where.ReplaceAllString(e.Output, "")))
+		}
 		return
 	case "pass", "skip", "fail":
 	case "build-output":
@@ -216,6 +219,9 @@ func (r *run) fail(t test, text string) {
 		}
 	}
 }
+
+// figures is a line that is shown though its test passes: how much the simulator did.
+var figures = regexp.MustCompile(`: \d+ schedules in |: \d+ of \d+ planted faults caught`)
 
 // where is the beginning of a line that a test printed.
 var where = regexp.MustCompile(`^\s+\w+_test\.go:\d+:`)

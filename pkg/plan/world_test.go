@@ -1,13 +1,9 @@
 package plan
 
 import (
-	"flag"
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
-	"sync"
-	"testing"
 	"time"
 
 	"pgregory.net/rapid"
@@ -15,10 +11,8 @@ import (
 	"github.com/medway-lb/medway/pkg/state"
 )
 
-// world is a small model of etcd, nodes and routers, in which everything that
-// PROTOCOL allows to go wrong goes wrong: snapshots lag, writes are lost, made
-// late or answered late, nodes crash, routers keep what they heard, people
-// withdraw VIPs by hand, delete them and put them again.
+// world is a small model of etcd, nodes and routers in which tests of single
+// rules make happen what they are about. Random schedules have package sim.
 type world struct {
 	etcd    *state.Snapshot // its present; past revisions are in history
 	history []*state.Snapshot
@@ -34,8 +28,6 @@ type world struct {
 	late []*simWrite
 	// fail is what a node did that no rule allows.
 	fail string
-	// happened counts what went wrong; nil where nobody counts.
-	happened map[string]int
 }
 
 type simNode struct {
@@ -120,34 +112,10 @@ func (w *world) change(f func(s *state.Snapshot)) {
 	w.history = append(w.history, &s)
 }
 
-func (w *world) count(what string) {
-	if w.happened != nil {
-		w.happened[what]++
-	}
-}
-
 func (w *world) setTarget(site string) {
 	w.change(func(s *state.Snapshot) {
 		w.target = state.Target{Site: site, Revision: s.Revision}
 		if _, ok := s.VIPs["v"]; ok {
-			s.Targets["v"] = w.target
-		}
-	})
-}
-
-// deleteVIP deletes the VIP's key, or puts it again. Its target's key stays, but
-// is in force only while there is a VIP (state's Cache).
-func (w *world) deleteVIP() {
-	w.change(func(s *state.Snapshot) {
-		if _, ok := s.VIPs["v"]; ok {
-			w.count("VIP deleted")
-			s.VIPs = map[string]state.VIP{}
-			delete(s.Targets, "v")
-			return
-		}
-		w.count("VIP put again")
-		s.VIPs = map[string]state.VIP{"v": w.vip}
-		if w.target.Revision != 0 {
 			s.Targets["v"] = w.target
 		}
 	})
@@ -235,9 +203,6 @@ func (w *world) step(name string, fresh, flushed bool) Decision {
 			n.held[before.Announced] = true
 		}
 	}
-	if !fresh {
-		w.count("decided without etcd")
-	}
 	var d Decision
 	n.memory, d = Decide(n.memory, in, "v")
 	if d.MED != state.NoMED {
@@ -269,7 +234,6 @@ func (w *world) leave(name string) {
 		return
 	}
 	if w.etcd.Owners[key].Revision == n.resign {
-		w.count("resigned")
 		w.change(func(s *state.Snapshot) { delete(s.Owners, key) })
 	}
 	n.resign = 0
@@ -288,12 +252,10 @@ func (w *world) make(write *simWrite) {
 	key := state.ClaimKey{Node: write.node, VIP: "v"}
 	c := write.ClaimWrite
 	if w.etcd.Claims[key].Revision != c.ClaimRevision {
-		w.count("guard failed: claim")
 		return
 	}
 	if c.Lowering && (w.target.Revision != c.TargetRevision ||
 		w.etcd.Owners[state.OwnerKey{Site: w.site(write.node), VIP: "v"}].Revision != c.OwnerRevision) {
-		w.count("guard failed: target or owner")
 		return
 	}
 	w.change(func(s *state.Snapshot) { s.Claims[key] = state.Claim{MED: c.MED, Revision: s.Revision} })
@@ -310,12 +272,6 @@ func (w *world) answer(name string, lost bool) {
 		n.memory.Committed(n.write.ClaimWrite, n.write.revision)
 	} else {
 		n.memory.NotCommitted(w.now.Add(100 * time.Millisecond))
-	}
-	switch {
-	case lost && n.write.committed:
-		w.count("outcome unknown: was made")
-	case lost:
-		w.count("outcome unknown: not yet made")
 	}
 	w.giveUp(name)
 }
@@ -343,7 +299,6 @@ func (w *world) check(t *rapid.T) {
 		!r.memory.Announcing || r.memory.Announced > w.line() {
 		return
 	}
-	w.count("S1 held for the rightful node")
 	for name, n := range w.nodes {
 		for med := range n.held {
 			if name != owner.Node && med <= r.memory.Announced && r.memory.Announced != 0 {
@@ -352,186 +307,6 @@ func (w *world) check(t *rapid.T) {
 			}
 		}
 	}
-}
-
-// TestScheduleKeepsRightfulLowest is S1 over random schedules, with S2 for those
-// who may announce, and every kind of fault at any time.
-func TestScheduleKeepsRightfulLowest(t *testing.T) {
-	happened := map[string]int{}
-	// rapid's own 100 schedules of 30 steps hardly get beyond the first claims.
-	enough := thorough(t, 1500, 250)
-	rapid.Check(t, func(t *rapid.T) {
-		w := newWorld(rapid.SampledFrom([]map[string]int{
-			{"dc1": 1, "dc2": 1}, {"dc1": 2, "dc2": 2}, {"dc1": 1, "dc2": 1, "dc3": 1},
-		}).Draw(t, "topology"))
-		w.happened = happened
-		w.ownLadder(rapid.SampledFrom(ladders).Draw(t, "ladder"))
-		sites := slicesOf(w.vip.Groups)
-		w.setTarget("dc1")
-		for _, name := range w.names {
-			w.start(name)
-		}
-		name := func(t *rapid.T) string { return rapid.SampledFrom(w.names).Draw(t, "node") }
-		// What goes wrong does so an eighth of the times: without turns that go
-		// well in between few schedules get anywhere.
-		rarely := func(t *rapid.T) bool {
-			coin := rapid.Bool()
-			return coin.Draw(t, "1/2") && coin.Draw(t, "1/4") && coin.Draw(t, "1/8")
-		}
-		step := func(t *rapid.T, name string, fresh, flushed bool) {
-			withdrawal := w.withdrawal(name)
-			if d := w.step(name, fresh, flushed); withdrawal == nil && d.MED == state.NoMED {
-				t.Fatalf("S2: %s announces nothing: %+v", name, d)
-			}
-		}
-		turn := func(t *rapid.T) { // all goes well for one node, up to some point
-			n := name(t)
-			w.campaign(n)
-			if node := w.nodes[n]; node.up {
-				node.seen = len(w.history) - 1
-				step(t, n, true, true)
-				for _, then := range []func(){
-					func() { w.apply(n) },
-					func() { w.answer(n, rarely(t)) },
-					func() { w.leave(n) },
-				} {
-					if rarely(t) {
-						return
-					}
-					then()
-				}
-			}
-		}
-		t.Repeat(map[string]func(*rapid.T){
-			"turn": turn, "turn again": turn, "a third turn": turn,
-			"target": func(t *rapid.T) {
-				if !rarely(t) {
-					return
-				}
-				w.count("target put")
-				w.setTarget(rapid.SampledFrom(sites).Draw(t, "site"))
-			},
-			"campaign": func(t *rapid.T) { w.campaign(name(t)) },
-			"expire": func(t *rapid.T) {
-				if !rarely(t) {
-					return
-				}
-				w.count("lease ended")
-				w.expire(name(t))
-			},
-			"crash": func(t *rapid.T) {
-				if n := w.nodes[name(t)]; n.up && rarely(t) {
-					w.count("crash")
-					n.up = false
-				}
-			},
-			"start": func(t *rapid.T) {
-				if n := name(t); !w.nodes[n].up {
-					w.start(n)
-				}
-			},
-			"see": func(t *rapid.T) {
-				n := w.nodes[name(t)]
-				n.seen = rapid.IntRange(n.seen, len(w.history)-1).Draw(t, "index")
-			},
-			"step": func(t *rapid.T) {
-				if n := name(t); w.nodes[n].up {
-					step(t, n, !rarely(t), rapid.Bool().Draw(t, "flushed"))
-				}
-			},
-			"apply":  func(t *rapid.T) { w.apply(name(t)) },
-			"answer": func(t *rapid.T) { w.answer(name(t), rapid.Bool().Draw(t, "lost")) },
-			"late": func(t *rapid.T) {
-				if len(w.late) == 0 {
-					return
-				}
-				i := rapid.IntRange(0, len(w.late)-1).Draw(t, "write")
-				write := w.late[i]
-				w.late = append(w.late[:i:i], w.late[i+1:]...)
-				if w.make(write); write.committed {
-					w.count("made late")
-				}
-			},
-			"resign": func(t *rapid.T) { w.leave(name(t)) },
-			"withdraw": func(t *rapid.T) {
-				if !rarely(t) {
-					return
-				}
-				n := w.nodes[name(t)]
-				n.withdrawn, n.atOnce = true, rapid.Bool().Draw(t, "now")
-				w.count("withdrawn by hand")
-			},
-			"resume": func(t *rapid.T) {
-				if n := w.nodes[name(t)]; n.withdrawn {
-					n.withdrawn = false
-					w.count("resumed by hand")
-				}
-			},
-			"break": func(t *rapid.T) {
-				if n := w.nodes[name(t)]; n.broken || rarely(t) {
-					n.broken = !n.broken
-					w.count("could not serve")
-				}
-			},
-			"session": func(t *rapid.T) {
-				if n := w.nodes[name(t)]; n.deaf || rarely(t) {
-					n.deaf = !n.deaf
-					w.count("had no session")
-				}
-			},
-			"delete": func(t *rapid.T) {
-				if _, there := w.etcd.VIPs["v"]; !there || rarely(t) {
-					w.deleteVIP()
-				}
-			},
-			"forget": func(t *rapid.T) {
-				if n := w.nodes[name(t)]; !n.up && len(n.held) > 0 {
-					w.count("router forgot a dead node")
-					n.held = map[state.MED]bool{}
-				}
-			},
-			"time": func(t *rapid.T) {
-				w.now = w.now.Add(time.Duration(rapid.IntRange(1, 4000).Draw(t, "ms")) * time.Millisecond)
-			},
-			"": w.check,
-		})
-	})
-	for _, what := range []string{
-		"target put", "lease ended", "crash", "decided without etcd", "guard failed: claim", "guard failed: target or owner",
-		"outcome unknown: was made", "outcome unknown: not yet made", "made late", "withdrawn by hand", "resumed by hand",
-		"resigned", "could not serve", "had no session", "VIP deleted", "VIP put again", "router forgot a dead node", "S1 held for the rightful node",
-	} {
-		t.Logf("%7d %s", happened[what], what)
-		if happened[what] == 0 && enough {
-			t.Errorf("%s: never happened", what)
-		}
-	}
-}
-
-// given are the flags of the command line, before any test sets one.
-var given = sync.OnceValue(func() map[string]bool {
-	names := map[string]bool{}
-	flag.Visit(func(f *flag.Flag) { names[f.Name] = true })
-	return names
-})
-
-// thorough sets rapid's numbers for one test, unless they were given by flags;
-// then it returns false.
-func thorough(t *testing.T, checks, steps int) bool {
-	t.Helper()
-	all := true
-	for name, n := range map[string]int{"rapid.checks": checks, "rapid.steps": steps} {
-		if given()[name] {
-			all = false
-			continue
-		}
-		before := flag.Lookup(name).Value.String()
-		if err := flag.Set(name, strconv.Itoa(n)); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = flag.Set(name, before) })
-	}
-	return all
 }
 
 // round lets everything that is under way happen, in order.
@@ -549,76 +324,4 @@ func (w *world) round() map[string]Decision {
 	}
 	w.now = w.now.Add(200 * time.Millisecond)
 	return decisions
-}
-
-// TestSettles is S5: after any such schedule, a quiet time brings the ladder.
-func TestSettles(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		w := newWorld(map[string]int{"dc1": 2, "dc2": 1})
-		w.ownLadder(rapid.SampledFrom(ladders).Draw(t, "ladder"))
-		for _, name := range w.names {
-			w.start(name)
-		}
-		another := false
-		for range rapid.IntRange(1, 6).Draw(t, "switches") {
-			w.setTarget(rapid.SampledFrom([]string{"dc1", "dc2"}).Draw(t, "site"))
-			for range rapid.IntRange(0, 12).Draw(t, "rounds") {
-				w.round()
-			}
-			if rapid.Bool().Draw(t, "crash") {
-				name := rapid.SampledFrom(w.names).Draw(t, "node")
-				w.expire(name)
-				w.start(name)
-			}
-			if rapid.Bool().Draw(t, "another ladder") {
-				w.ownLadder(rapid.SampledFrom(ladders).Draw(t, "ladder"))
-				another = true
-			}
-			if rapid.Bool().Draw(t, "delete") {
-				w.deleteVIP()
-			}
-			n := w.nodes[rapid.SampledFrom(w.names).Draw(t, "withdrawn")]
-			n.withdrawn, n.atOnce = rapid.Bool().Draw(t, "withdraw"), rapid.Bool().Draw(t, "now")
-		}
-		if _, there := w.etcd.VIPs["v"]; !there {
-			w.deleteVIP()
-		}
-		for _, n := range w.nodes {
-			n.withdrawn = false
-		}
-		if another {
-			// What was above the line of the ladder before is unclaimed, until all have seen the new one.
-			w.round()
-			w.round()
-		}
-		w.setTarget("dc2")
-		var last map[string]Decision
-		for range 100 {
-			last = w.round()
-			w.check(t)
-		}
-		want := map[string]state.MED{"dc2-0": w.line()}
-		l := LadderOf(w.etcd, "v")
-		for i, name := range []string{"dc1-0", "dc1-1"} {
-			want[name] = state.MED(l.Backup+l.SiteStep/2) + state.MED(i)
-			if o, _ := w.etcd.Owner("dc1", "v"); o.Node == name {
-				want[name] = state.MED(l.Backup) + state.MED(i)
-			}
-		}
-		for name, med := range want {
-			if last[name].MED != med {
-				t.Fatalf("%s settled on %s, expected %s: %+v", name, last[name].MED, med, last)
-			}
-		}
-	})
-}
-
-func slicesOf(m map[string]string) []string {
-	var out []string
-	for _, site := range []string{"dc1", "dc2", "dc3"} {
-		if m[site] != "" {
-			out = append(out, site)
-		}
-	}
-	return out
 }
