@@ -204,7 +204,7 @@ etcd: {endpoints: ["http://10.78.0.5:2379"], insecure: true}
 bgp:
   as: 65001
   neighbors: [{address: 10.78.0.%[3]d, as: 65001, bfd: {interval: 300ms, multiplier: 5}}]
-lease_ttl: 5s
+lease_ttl: 15s
 state_dir: %[4]s
 `, name, last, router, filepath.Join(s.dir, name))
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {

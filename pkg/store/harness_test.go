@@ -213,6 +213,21 @@ func (c *cluster) signal(t *testing.T, sig syscall.Signal) {
 			t.Fatal(err)
 		}
 	}
+	if sig != syscall.SIGSTOP {
+		return
+	}
+	for _, m := range c.members { // the signal is sent, but on a busy machine it takes its time
+		for stopped, deadline := false, time.Now().Add(10*time.Second); !stopped; time.Sleep(time.Millisecond) {
+			stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", m.cmd.Process.Pid))
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, state, _ := strings.Cut(string(stat), ") ")
+			if stopped = strings.HasPrefix(state, "T"); time.Now().After(deadline) {
+				t.Fatal("a member does not stop")
+			}
+		}
+	}
 }
 
 func (c *cluster) endpoints() (all []string) {

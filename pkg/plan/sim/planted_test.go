@@ -35,7 +35,6 @@ var mutations = []mutation{
 			(planted("r2-confirmed-owner") || c.OwnerRevision == v.owner.Revision)`,
 	},
 	{"plan/announce.go", `MED: lower(v.claim.MED, want),`, `MED: either("r2-min-of-claim-and-med", want, lower(v.claim.MED, want)),`},
-	{"plan/announce.go", `if m.WrittenRevision > in.Snapshot.Revision {`, `if m.WrittenRevision > in.Snapshot.Revision && !planted("r2-own-write-is-newer") {`},
 	{"plan/announce.go", `m.Confirmed = Confirmation{} // the way back`, `m.Confirmed = either("r2-way-back", m.Confirmed, Confirmation{}) // the way back`},
 	{
 		"plan/announce.go", "case m.Pending || !in.Fresh:\n			d.Claim = nil",
