@@ -29,11 +29,16 @@ func (a *Agent) snapshotFile() string { return filepath.Join(a.config.StateDir, 
 func (a *Agent) damagedFile() string { return a.snapshotFile() + ".damaged" }
 
 // keepSnapshot loads the snapshot on disk where etcd can't be reached within a
-// lease's TTL of the start, and keeps it up to date after.
+// lease's TTL of the start, and keeps it up to date after. On a segment it takes
+// half of that: the process before left its addresses with a lifetime of one TTL.
 func (a *Agent) keepSnapshot(ctx context.Context) error {
 	ticker := time.NewTicker(min(saveInterval, a.config.LeaseTTL))
 	defer ticker.Stop()
-	waited := time.After(a.config.LeaseTTL)
+	patience := a.config.LeaseTTL
+	if a.config.ARP != nil {
+		patience /= 2
+	}
+	waited := time.After(patience)
 	var saved savedAs
 	for {
 		select {
