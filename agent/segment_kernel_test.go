@@ -123,7 +123,10 @@ func (w *segmentSite) etcdctl(args ...string) error {
 	return nil
 }
 
-func (w *segmentSite) eventually(what string, cond func() bool) { w.t.Helper(); eventually(w.t, what, cond) }
+func (w *segmentSite) eventually(what string, cond func() bool) {
+	w.t.Helper()
+	eventually(w.t, what, cond)
+}
 
 // watch writes down the ARP that the client sees.
 func (w *segmentSite) watch() {
