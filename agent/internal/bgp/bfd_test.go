@@ -161,6 +161,16 @@ func TestBFD(t *testing.T) {
 		t.Run(brand, func(t *testing.T) {
 			n := newBFDNet(t, brand)
 			n.settle()
+			// FRR makes its BFD sessions anew after its start, one host's later than
+			// another's: what is lost by that is lost within 3 s.
+			eventually(t, 60*time.Second, "sessions that last", func() bool {
+				for name := range n.hosts {
+					if s := n.hosts[name].sessions()[0]; !s.Established || time.Since(s.Since) < 5*time.Second {
+						return false
+					}
+				}
+				return n.up() == 2 && n.best("a")()
+			})
 			since := map[string]time.Time{"b": n.since("b"), "c": n.since("c")}
 
 			// A host dies without a word.

@@ -1,0 +1,188 @@
+package integration
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/medway-lb/medway/integration/drill"
+	"github.com/medway-lb/medway/integration/lab"
+)
+
+// TestLabAutomaticSwitchover: all LVS hosts of dc1 die under calls. The routers lead
+// the calls to dc2, which makes that official: once. When dc1 is back and dc2's hosts
+// die, the lock stands in the way of a second switch until a person removes it. No
+// call is lost.
+func TestLabAutomaticSwitchover(t *testing.T) {
+	var recorder *drill.Recorder
+	l := upAs(t, func(o *lab.Options) { o.HoldTime = 9 * time.Second }, func(_ context.Context, l *lab.Lab) error {
+		recorder = drill.StartRecorder(t.Context(), l)
+		return nil
+	})
+	// Few packets are enough: the calls say something every second.
+	allow(t, l, `{"enabled":true,"share":"60%","packets_per_second":5,"for":"4s","settle":"6s"}`)
+	kinds, err := drill.ParseTraffic([]string{"tcp", "udp6"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	calls, err := drill.Hold(t.Context(), l, kinds, 10, t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer calls.Kill()
+
+	off := func(node string) error { return l.PowerOff(t.Context(), node) }
+	rests(t, l, "dc1")
+	power(t, l, "dc1", off)
+	wait(t, "dc2 makes itself the target", func() error { return targetIs(t, l, "dc2") })
+	lock, found, err := l.Get(t.Context(), lab.Witness, "/medway/v1/locks/"+lab.VIPName)
+	if err != nil || !found || !strings.Contains(lock, `"from":"dc1","to":"dc2"`) {
+		t.Errorf("lock %q, %v", lock, err)
+	}
+	alive(t, calls, "dc1's hosts are dead")
+	if n := switches(t, l); n != 1 {
+		t.Errorf("%d automatic switchovers in the history", n)
+	}
+
+	power(t, l, "dc1", l.PowerOn)
+	rests(t, l, "dc2")
+	for _, node := range lvsOf(l, "dc1") {
+		wait(t, node+" knows the calls", func() error {
+			text, found, err := l.Get(t.Context(), lab.Witness, "/medway/v1/alive/"+node)
+			if err == nil && (!found || strings.Contains(text, `"cold":true`)) {
+				err = fmt.Errorf("its sign of life is %q", text)
+			}
+			return err
+		})
+	}
+	alive(t, calls, "dc1 is back")
+
+	power(t, l, "dc2", off)
+	wait(t, "the traffic has come to dc1, by what its owner says", func() error {
+		node, err := ownerNow(t, l, "dc1")
+		if err != nil || node == "" {
+			return errors.Join(err, errors.New("nobody owns the VIP in dc1"))
+		}
+		return carries(t, l, node, 5)
+	})
+	alive(t, calls, "dc2's hosts are dead")
+	wait(t, "dc2's hosts are dead for etcd, too", func() error {
+		for _, node := range lvsOf(l, "dc2") {
+			if _, found, err := l.Get(t.Context(), lab.Witness, "/medway/v1/alive/"+node); err != nil || found {
+				return fmt.Errorf("%s: its sign of life is there: %t, %w", node, found, err)
+			}
+		}
+		return nil
+	})
+	locked := time.Now()
+	wait(t, "twice the time that it would take", func() error {
+		if time.Since(locked) < 20*time.Second {
+			return errors.New("it is not over")
+		}
+		return nil
+	})
+	if err := targetIs(t, l, "dc2"); err != nil {
+		t.Errorf("locked, but switched: %v", err)
+	}
+	run(t, l, lab.Witness, filepath.Join(l.BinDir(), "medwayctl")+" --command-timeout 30s unlock "+lab.VIPName)
+	wait(t, "unlocked, dc1 makes itself the target", func() error { return targetIs(t, l, "dc1") })
+	if n := switches(t, l); n != 2 {
+		t.Errorf("%d automatic switchovers in the history, expected 2", n)
+	}
+	power(t, l, "dc2", l.PowerOn)
+	rests(t, l, "dc1")
+
+	end, err := calls.End(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if end.Lost() || end.Established != 20 {
+		t.Errorf("at the end: %s", end)
+	}
+	record, err := recorder.Stop()
+	if err != nil {
+		t.Fatal(err)
+	}
+	verdict := record.Promises(lab.VIPName)
+	t.Log(verdict)
+	for _, broken := range verdict.Broken {
+		t.Error(broken)
+	}
+}
+
+// allow gives the lab's VIP a policy of automatic switchovers.
+func allow(t *testing.T, l *lab.Lab, policy string) {
+	t.Helper()
+	key := "/medway/v1/vips/" + lab.VIPName
+	text, found, err := l.Get(t.Context(), lab.Witness, key)
+	if err != nil || !found {
+		t.Fatalf("%s: %t, %v", key, found, err)
+	}
+	value := strings.TrimSuffix(strings.TrimSpace(text), "}") + `,"automatic_switchover":` + policy + "}"
+	if err := l.Put(t.Context(), lab.Witness, key, value); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func lvsOf(l *lab.Lab, site string) (names []string) {
+	for _, n := range l.Topology().Role(lab.RoleLVS) {
+		if n.Site == site {
+			names = append(names, n.Name)
+		}
+	}
+	return names
+}
+
+func power(t *testing.T, l *lab.Lab, site string, what func(node string) error) {
+	t.Helper()
+	for _, node := range lvsOf(l, site) {
+		if err := what(node); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func targetIs(t *testing.T, l *lab.Lab, site string) error {
+	t.Helper()
+	text, _, err := l.Get(t.Context(), lab.Witness, "/medway/v1/target_state/"+lab.VIPName)
+	if err == nil && strings.TrimSpace(text) != site {
+		err = fmt.Errorf("the target is %q", text)
+	}
+	return err
+}
+
+// carries says by an error that a node does not carry so many packets a second.
+func carries(t *testing.T, l *lab.Lab, node string, rate uint64) error {
+	t.Helper()
+	text, _, err := l.Get(t.Context(), lab.Witness, "/medway/status/"+node)
+	if err != nil {
+		return err
+	}
+	var status struct {
+		VIPs []struct {
+			VIP  string `json:"vip"`
+			Rate uint64 `json:"packets_per_second,string"`
+		} `json:"vips"`
+	}
+	if err := json.Unmarshal([]byte(text), &status); err != nil {
+		return err
+	}
+	for _, v := range status.VIPs {
+		if v.VIP == lab.VIPName && v.Rate >= rate {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s says %+v", node, status.VIPs)
+}
+
+// switches counts the automatic switchovers in the history.
+func switches(t *testing.T, l *lab.Lab) int {
+	t.Helper()
+	out := run(t, l, lab.Witness, filepath.Join(l.BinDir(), "medwayctl")+" --command-timeout 30s history "+lab.VIPName)
+	return strings.Count(out, "automatic switchover")
+}
