@@ -132,9 +132,13 @@ func (j *judge) change(c lab.Change) {
 				j.own(c, site, value, c.Unleased[key])
 			}
 		case "alive":
-			var alive struct{ Since string }
+			var alive struct {
+				Since    string
+				Sessions int `json:"bgp_sessions"`
+			}
 			_ = json.Unmarshal([]byte(value), &alive)
-			reborn = reborn || name == j.rightful && j.since[name] != alive.Since
+			// One that counts no sessions hands over, and keeps its ownership for the next process.
+			reborn = reborn || name == j.rightful && (j.since[name] != alive.Since || alive.Sessions == 0)
 			j.since[name] = alive.Since
 		case "locks":
 			lock = lock || name == j.vip
