@@ -371,9 +371,10 @@ func TestRestartsUnderTraffic(t *testing.T) {
 		lost += gap
 	}
 	t.Logf("%d restarts, %d packets sent, %d lost", times, sent, lost)
-	// A packet may go in circles where two routers change their minds one after the
-	// other, which on a busy machine takes a millisecond; a hole in the way is longer.
-	if lost > times/4 || lost > 0 && slices.Max(gaps) > 2 {
+	// Packets may go in circles between two routers until both have the other route in
+	// their kernels, which on a busy machine takes milliseconds. Without a hand-over e1
+	// has no route at all for more than 40 ms.
+	if lost > times || lost > 0 && slices.Max(gaps) > 20 {
 		t.Errorf("%d of %d packets were lost, in gaps of %v", lost, sent, gaps)
 	}
 	if sent < times*1000 {
