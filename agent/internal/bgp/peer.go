@@ -102,6 +102,20 @@ func (c Config) peer(n Neighbor, restarting bool) *api.Peer {
 	return p
 }
 
+// missed is how long routers may take to miss the process before this one by BFD,
+// with room for an interval of theirs that is twice as long. BIRD then makes its
+// BFD session anew, with another discriminator; GoBGP, once it has heard the old
+// one, takes no packet of the new one (rxPacket in pkg/server/bfd_peer.go) and, when
+// it has waited in vain, resets BGP, seconds after that was established.
+func (c Config) missed() (longest time.Duration) {
+	for _, n := range c.Neighbors {
+		if n.BFD != nil {
+			longest = max(longest, 2*time.Duration(n.BFD.Multiplier)*n.BFD.Interval)
+		}
+	}
+	return longest
+}
+
 // replace deletes a peer whose session ended and adds it anew. GoBGP's own way
 // back is to idle for 5 s first; a new peer dials within 2 s.
 func (s *Speaker) replace(ctx context.Context, srv *server.BgpServer, n Neighbor) {

@@ -121,6 +121,7 @@ func (s *Speaker) setUp(ctx context.Context, localRestarting bool) error {
 	if err := s.watch(); err != nil {
 		return err
 	}
+	pause(ctx, s.cfg.missed())
 	for _, n := range s.cfg.Neighbors {
 		if err := s.server.AddPeer(ctx, &api.AddPeerRequest{Peer: s.cfg.peer(n, localRestarting)}); err != nil {
 			return fmt.Errorf("bgp: neighbour %v: %w", n.Address, err)
