@@ -191,6 +191,7 @@ func (d *decider) serve(ctx context.Context, in plan.Input, next *time.Time) ([]
 			in.Withdraw = d.giveAway(in, vip)
 		}
 		if _, decided := d.memory[vip]; !decided && in.Withdraw == nil && !d.anyReady(in.Snapshot.VIPs[vip]) {
+			unable = append(unable, vip)
 			continue
 		}
 		in.Led = d.led[vip] // only read since the start
@@ -380,7 +381,7 @@ func (d *decider) input(now view) plan.Input {
 		Fresh: now.from == etcd && d.keeper.Fresh() && now.foreign == nil && d.usurper == "",
 		// What could not be announced is not with the routers.
 		Flushed: d.unannounced == nil,
-		Hold:    d.config.BGP.hold(),
+		Hold:    max(d.config.BGP.hold(), d.config.LeaseTTL),
 	}
 	in.Cold = d.cold(in)
 	d.spoken = nil

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
+	"math"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -15,6 +17,8 @@ import (
 	"github.com/medway-lb/medway/pkg/plan"
 	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
+
+	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
 )
 
 const (
@@ -39,7 +43,9 @@ type observations struct {
 	// cold and unable are what the loop decided last, for the sign of life.
 	cold   bool
 	unable []string
-	// news says that other nodes wait for this one's rates.
+	// told are this node's rates in the last status that was written.
+	told map[string]float64
+	// news says that other nodes should know of a rate that is another now.
 	news bool
 	// samples are the counters of the last rateWindow, oldest first, by VIP.
 	samples map[string][]sample
@@ -52,16 +58,25 @@ type sample struct {
 
 // inspect looks, before anything is changed, whether the connection table was
 // kept up: no call that is known to others may come to a node that lost it.
+// That is remembered over restarts of the agent, which starts the sync daemons long
+// before it has caught up.
 func (a *Agent) inspect(ctx context.Context) error {
 	syncing, err := a.kernel.syncing(ctx)
 	if err != nil {
 		return fmt.Errorf("read the sync daemons: %w", err)
 	}
-	if !syncing {
-		a.observed.table.LostAt, a.observed.cold = time.Now(), true
+	was, _ := os.ReadFile(a.coldFile())
+	if syncing && string(was) != bootID() {
+		return nil
+	}
+	a.observed.table.LostAt, a.observed.cold = time.Now(), true
+	if err := store.ReplaceFile(a.coldFile(), []byte(bootID())); err != nil {
+		a.log.Warn("can't keep for the next start that this node is cold", zap.Error(err))
 	}
 	return nil
 }
+
+func (a *Agent) coldFile() string { return filepath.Join(a.config.StateDir, "cold") }
 
 // observe follows the node's traffic, and that of others where it matters.
 func (a *Agent) observe(ctx context.Context) error {
@@ -95,20 +110,26 @@ func (a *Agent) observeOnce(ctx context.Context, addresses map[string][]netip.Ad
 	o := &a.observed
 	o.mu.Lock()
 	own := o.sample(now, counters, addresses)
-	cold := !o.table.LostAt.IsZero()
+	cold, told := !o.table.LostAt.IsZero(), o.told // never changed, only replaced
 	o.mu.Unlock()
 	rates := map[string]map[string]float64{}
-	for vip, rate := range own {
-		rates[vip] = map[string]float64{a.self.Name: rate}
+	for vip := range addresses {
+		rates[vip] = map[string]float64{}
+		if rate, known := own[vip]; known {
+			rates[vip][a.self.Name] = rate
+		}
 	}
 	var peers []string
 	news := false
 	for vip := range addresses {
 		v := s.VIPs[vip]
-		if !v.Automatic.Enabled || s.Targets[vip].Site == a.self.Site {
+		if !v.Automatic.Enabled {
 			continue
 		}
-		news = news || own[vip] > 0
+		news = news || differs(own[vip], told[vip], v.Automatic.Floor)
+		if s.Targets[vip].Site == a.self.Site {
+			continue
+		}
 		if owner, ok := s.Owner(a.self.Site, vip); ok && owner.Node == a.self.Name {
 			peers = append(peers, plan.NodesOf(s, vip)...)
 		}
@@ -140,7 +161,7 @@ func (a *Agent) observeOnce(ctx context.Context, addresses map[string][]netip.Ad
 		}
 	}
 	o.mu.Lock()
-	table.LostAt = o.table.LostAt
+	table.LostAt, table.WarmAt = o.table.LostAt, o.table.WarmAt
 	o.table, o.rates, o.news = table, rates, news
 	o.mu.Unlock()
 	if len(peers) > 0 {
@@ -169,21 +190,26 @@ func (a *Agent) ask(ctx context.Context, s *state.Snapshot, peer string, rates m
 	if err != nil {
 		return nil //nolint:nilerr // absent, or spoiled by hand: it tells nothing
 	}
-	if updated, err := time.Parse(time.RFC3339, status.Updated); err != nil || updated.Before(alive.Since) {
+	if since, err := time.Parse(time.RFC3339, status.Since); err != nil || !since.Equal(alive.Since) {
 		return nil //nolint:nilerr // as above
 	}
 	counts[peer] = map[string]uint64{}
 	for _, v := range status.Vips {
 		counts[peer][v.Vip] = v.ActiveConnections + v.InactiveConnections
-		if rates[v.Vip] != nil {
-			rates[v.Vip][peer] = float64(v.PacketsPerSecond)
+		if rates[v.Vip] != nil && v.PacketsPerSecond != nil {
+			rates[v.Vip][peer] = float64(*v.PacketsPerSecond)
 		}
 	}
 	return nil
 }
 
-// sample takes the counters in and returns the node's rate for every VIP.
-// Caller holds o.mu.
+// differs says whether a rate is so much another that a decision may rest on it.
+func differs(rate, told, floor float64) bool {
+	return math.Abs(rate-told) > max(floor/10, told/4)
+}
+
+// sample takes the counters in and returns the node's rate for every VIP that has
+// been looked at for long enough. Caller holds o.mu.
 func (o *observations) sample(now time.Time, counters map[netip.Addr]arrivals, addresses map[string][]netip.Addr) map[string]float64 {
 	samples, rates := make(map[string][]sample, len(addresses)), make(map[string]float64, len(addresses))
 	for vip, list := range addresses {
@@ -200,7 +226,9 @@ func (o *observations) sample(now time.Time, counters map[netip.Addr]arrivals, a
 			kept = nil // a service was made anew
 		}
 		samples[vip] = append(kept, next)
-		rates[vip] = rateOf(samples[vip])
+		if now.Sub(samples[vip][0].at) >= rateWindow-observeInterval {
+			rates[vip] = rateOf(samples[vip])
+		}
 	}
 	o.samples = samples
 	return rates
@@ -216,14 +244,26 @@ func rateOf(samples []sample) float64 {
 	return float64(packets-opening*opened) / last.at.Sub(first.at).Seconds()
 }
 
-// rate is what a node carries of a VIP, in packets a second.
-func (o *observations) rate(vip, node string) float64 {
+// rate is what a node carries of a VIP, in packets a second, if it is known.
+func (o *observations) rate(vip, node string) (rate float64, known bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.rates[vip][node]
+	rate, known = o.rates[vip][node]
+	return rate, known
 }
 
-// isNews says whether other nodes wait for this one's rates.
+// tell records what was written of this node's rates.
+func (o *observations) tell(s *medwayv1.Status) {
+	told := map[string]float64{}
+	for _, v := range s.Vips {
+		told[v.Vip] = float64(v.GetPacketsPerSecond())
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.told, o.news = told, false
+}
+
+// isNews says whether other nodes should know of a rate now.
 func (o *observations) isNews() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -252,11 +292,17 @@ func (d *decider) cold(in plan.Input) bool {
 	if o.table.LostAt.IsZero() {
 		return false
 	}
-	cold, reason := plan.Cold(in.Snapshot, d.self, in.Fresh, o.table, in.Now)
+	if in.Fresh && len(plan.WarmPeers(in.Snapshot, d.self)) > 0 {
+		o.table.WarmAt = in.Now
+	}
+	cold, reason := plan.Cold(in.Snapshot, d.self, in.Fresh, o.table, in.Hold+d.config.LeaseTTL, in.Now)
 	switch {
 	case !cold:
 		d.log.Info("knows the connections: warm")
 		o.table = plan.Table{}
+		if err := os.Remove(d.coldFile()); err != nil {
+			d.log.Warn("the next start will take this node for cold", zap.Error(err))
+		}
 	case reason != d.coldness:
 		d.log.Info("cold", zap.String("reason", reason))
 	}
@@ -267,8 +313,8 @@ func (d *decider) cold(in plan.Input) bool {
 // stand leaves what was decided to the sign of life, as far as all nodes know
 // these fields.
 func (d *decider) stand(s *state.Snapshot, cold bool, unable []string) {
-	for n := range maps.Values(s.Nodes) {
-		if n.Schema < 3 {
+	for name, n := range s.Nodes {
+		if _, alive := s.Alive[name]; alive && n.Schema < 3 {
 			cold, unable = false, nil
 		}
 	}

@@ -33,7 +33,7 @@ func (n *node) living(connections int) {
 	}
 	puts := []store.Put{
 		{Key: "/medway/v1/alive/dc2-lvs-a", Value: []byte(`{"since":"2024-11-22T17:00:00Z","bgp_sessions":1}`), Lease: lease.ID()},
-		{Key: "/medway/status/dc2-lvs-a", Value: fmt.Appendf(nil, `{"updated":"2024-11-22T17:00:01Z","vips":[{"vip":"v","active_connections":"%d"}]}`, connections)},
+		{Key: "/medway/status/dc2-lvs-a", Value: fmt.Appendf(nil, `{"since":"2024-11-22T17:00:00Z","vips":[{"vip":"v","active_connections":"%d"}]}`, connections)},
 	}
 	if _, _, err := n.client.Commit(n.t.Context(), nil, puts, nil); err != nil {
 		n.t.Fatal(err)
@@ -67,10 +67,31 @@ func TestAColdNodeStandsBack(t *testing.T) {
 		return strings.Contains(string(n.get("alive/dc1-lvs-a").Value), `"cold":true`)
 	})
 	n.stays("owns nothing", func() bool { return n.get("owners/dc1/v").ModRevision == 0 })
+	// The first process has started the sync daemons, and knows no more for that.
+	n.kernel.set(func(k *fakeKernel) { k.lost = false })
+	n.restart()
+	n.announces("203.0.113.10/32 900")
+	n.stays("is cold after a restart, too", func() bool { return n.get("owners/dc1/v").ModRevision == 0 })
 	n.kernel.set(func(k *fakeKernel) { k.conns[netip.MustParseAddr("203.0.113.10")] = connections{active: 9} })
 	n.announces("203.0.113.10/32 100")
 	eventually(t, "says that it is warm", func() bool {
 		return !strings.Contains(string(n.get("alive/dc1-lvs-a").Value), "cold")
+	})
+	n.restart()
+	n.announces("203.0.113.10/32 100") // and stays so
+}
+
+// TestAVIPThatTheKernelDoesNotHoldIsToldOf: others would hand over to this node.
+func TestAVIPThatTheKernelDoesNotHoldIsToldOf(t *testing.T) {
+	n := newNode(t)
+	n.kernel.set(func(k *fakeKernel) { k.lacking[netip.MustParseAddr("203.0.113.10")] = absent })
+	n.run()
+	eventually(t, "says that it can't serve it", func() bool {
+		return strings.Contains(string(n.get("alive/dc1-lvs-a").Value), `"unable":["v"]`)
+	})
+	n.kernel.set(func(k *fakeKernel) { clear(k.lacking) })
+	eventually(t, "says that it can", func() bool {
+		return !strings.Contains(string(n.get("alive/dc1-lvs-a").Value), "unable")
 	})
 }
 

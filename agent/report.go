@@ -44,7 +44,9 @@ type reporter struct {
 func (d *decider) publish(now view) {
 	s := now.snapshot
 	with := d.withLeaving(s)
-	node := &medwayv1.Status{Node: d.self.Name, Site: d.self.Site, Version: Version(), Revision: s.Revision}
+	node := &medwayv1.Status{
+		Node: d.self.Name, Site: d.self.Site, Version: Version(), Revision: s.Revision, Since: d.started.UTC().Format(time.RFC3339),
+	}
 	if now.from == disk {
 		node.FromDisk = now.saved.UTC().Format(time.RFC3339)
 	}
@@ -177,6 +179,7 @@ func (a *Agent) report(ctx context.Context) error {
 			a.log.Debug("can't write the status", zap.Error(err))
 			continue
 		}
+		a.observed.tell(now)
 		last, lastCounted, at = plain, now, time.Now()
 	}
 }
@@ -247,7 +250,9 @@ func (a *Agent) count(ctx context.Context, s *medwayv1.Status) {
 			v.ActiveConnections += counts[address].active
 			v.InactiveConnections += counts[address].inactive
 		}
-		v.PacketsPerSecond = uint64(a.observed.rate(v.Vip, a.self.Name))
+		if rate, known := a.observed.rate(v.Vip, a.self.Name); known {
+			v.PacketsPerSecond = proto.Uint64(uint64(rate))
+		}
 	}
 }
 

@@ -123,7 +123,11 @@ func (d *decider) join(in plan.Input, s *state.Snapshot, found *plan.Restore) (w
 			},
 		}}
 	}
-	if d.registered && d.anew && plan.Joins(s, d.self.Name) && !in.Now.Before(d.joinAt) {
+	key := state.Key{Kind: state.KindJoined, A: d.self.Name}.String()
+	// It has joined, but one who has not seen that can't read it.
+	spoiled := s.Joined[d.self.Name] != "" && !plan.Joins(s, d.self.Name) &&
+		slices.ContainsFunc(s.Faults, func(f state.Fault) bool { return f.Key == key && !f.Notice })
+	if d.registered && (d.anew && plan.Joins(s, d.self.Name) || spoiled) && !in.Now.Before(d.joinAt) {
 		d.joinAt = in.Now.Add(writeTimeout)
 		w := d.joined(s.Epoch)
 		w.Done = func(o lease.Outcome) {
@@ -159,6 +163,8 @@ func (d *decider) joinsAtOnce(s *state.Snapshot, found *plan.Restore) (with leas
 		with = d.joined(state.Epoch{Word: word})
 		with.Puts = append(with.Puts, store.Put{Key: epochKey, Value: []byte(word)})
 		return with, true
+	case s.Epoch.Revision != 0 && s.Epoch.Word == "":
+		return with, false // spoiled: with a key of this node's, all would wait for it to join what nobody can read
 	case s.Epoch.Word == "" || !plan.Joins(s, d.self.Name):
 		return with, true
 	case newborn || d.anew:

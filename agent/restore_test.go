@@ -242,3 +242,26 @@ func TestAgentsRaceForTheEpoch(t *testing.T) {
 		t.Errorf("the epoch was put %d times after the restore, last as %s", kv.Version-1, kv.Value)
 	}
 }
+
+// TestASpoiledJoinedKeyIsMended: others who start anew could not read it, and wait.
+func TestASpoiledJoinedKeyIsMended(t *testing.T) {
+	n := newActive(t)
+	n.joins("1-", "dc1-lvs-a")
+	n.put("joined/dc1-lvs-a", "Not A Word!")
+	n.joins("1-", "dc1-lvs-a")
+}
+
+// TestANewNodeWaitsForAnEpochThatCanBeRead: with a key of its own all others would
+// wait for it to join what nobody can read.
+func TestANewNodeWaitsForAnEpochThatCanBeRead(t *testing.T) {
+	a := newActive(t)
+	a.joins("1-", "dc1-lvs-a")
+	word := a.word("epoch")
+	a.put("epoch", "Not A Word!")
+	b := a.beside("dc1-lvs-b", "dc1")
+	b.run()
+	eventually(t, "b sees it", func() bool { return b.fault("epoch", "") })
+	b.stays("b has no key", func() bool { return a.get("nodes/dc1-lvs-b").ModRevision == 0 })
+	a.put("epoch", word)
+	a.joins("1-", "dc1-lvs-a", "dc1-lvs-b")
+}

@@ -85,16 +85,16 @@ func (a *Agent) openSpeaker(h host) (err error) {
 	return nil
 }
 
-// lookAround sees what there is on the segment. What can't be read is taken for
-// gone: what this node is not the owner of is not renewed then.
+// lookAround sees what there is on the segment. A look that failed changes nothing
+// but what is said: one answer that the kernel lost should not move an address.
 func (a *Agent) lookAround() {
 	v, err := a.segment.Look()
-	if err != nil {
-		v.Down = err.Error()
-		v.Since = time.Now()
-	}
 	a.mu.Lock()
 	before := a.seen
+	if err != nil {
+		v = before
+		v.Down = err.Error()
+	}
 	a.seen = v
 	a.mu.Unlock()
 	if v.Down != before.Down {
@@ -126,6 +126,9 @@ func (d *decider) setSegment(s *state.Snapshot, decisions map[string]plan.Decisi
 	announced := map[netip.Addr]bool{}
 	for vip, decision := range decisions {
 		for _, a := range s.VIPs[vip].Addresses {
+			if decision.Holds && !d.ready[a] && d.lacking[a] < failuresAllowed {
+				continue // as it is, until the kernel has been looked at
+			}
 			holds := decision.Holds && d.ready[a] && d.self.Has(a)
 			if holds || !want[a].Hold { // what leaves with one VIP may have come with another
 				want[a] = arp.Hold{Hold: holds, Announce: holds && decision.Announces}

@@ -83,7 +83,7 @@ func Decide(m Memory, in Input, vip string) (Memory, Decision) {
 	}
 	unsettled := v.unsettled()
 	if v.Withdraw == nil && !v.has() && (unsettled == "" || !m.Announcing || !m.farewellSince.IsZero()) {
-		v.Withdraw = v.silence(m)
+		v.Withdraw = v.silence(&m)
 	}
 	if v.Withdraw == nil && !m.farewellSince.IsZero() {
 		// Resumed: as at the start, the ladder's place is taken with or without etcd.

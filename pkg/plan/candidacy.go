@@ -141,12 +141,15 @@ func (v view) mayFallSilent() bool {
 
 // silence is the withdrawal of a node that is drained, nil while it has to go
 // on announcing: make before break.
-func (v view) silence(m Memory) *Withdrawal {
+func (v view) silence(m *Memory) *Withdrawal {
 	if !v.drained || m.Announcing && m.Announced <= v.line {
+		m.silent = false
 		return nil
 	}
-	quiet := !m.Announcing || !m.farewellSince.IsZero()
-	if v.Fresh && !v.mayFallSilent() || !v.Fresh && !quiet {
+	if v.Fresh {
+		m.silent = v.mayFallSilent()
+	}
+	if !m.silent {
 		return nil
 	}
 	return &Withdrawal{Reason: "drained" + v.why(v.Snapshot.Drains[v.Self.Name])}

@@ -216,6 +216,13 @@ func TestDrainMakesBeforeItBreaks(t *testing.T) {
 	if d := m.decide(); d.MED == state.NoMED || !strings.Contains(d.Reason, "waits for another node") {
 		t.Errorf("nobody else could serve: %+v", d) // S2
 	}
+	// A process that starts without etcd can't know who else could: it announces.
+	fresh := newMember(t, "dc1-a")
+	fresh.in.Snapshot.Drains["dc1-a"] = state.Order{}
+	fresh.in.Fresh = false
+	if d := fresh.decide(); d.MED == state.NoMED {
+		t.Errorf("drained, started without etcd: %+v", d) // S2
+	}
 	delete(s.Drains, "dc1-a")
 	if d := m.decide(); d.MED == state.NoMED || strings.Contains(d.Reason, "drained") {
 		t.Errorf("undrained: %+v", d)

@@ -29,6 +29,7 @@ type Memory struct {
 	coveredSince  time.Time // the target's owner claims no more than we announce (R6)
 	flushedSince  time.Time // routers have what we announce (R3)
 	farewellSince time.Time // routers were told that a withdrawal follows
+	silent        bool      // drained, and others could serve when that was known last
 
 	// Holding is, in ARP mode, whether the node holds the VIP's addresses.
 	Holding bool

@@ -9,9 +9,13 @@ import (
 // HandOver is the withdrawal of a VIP by a node whose agent stops, nil where it
 // goes on to announce it: where nobody else would take the traffic, or where
 // that can't be known, routers should keep the route while the next process
-// starts (graceful restart). The ownership stays for that to find.
+// starts (graceful restart). So should they what the rightful node announces while
+// another node may be at or below the line: the traffic would go there. The ownership
+// stays for the next process to find.
 func HandOver(in Input, vip string) *Withdrawal {
-	if !in.Fresh || look(in, vip).unsettled() != "" {
+	v := look(in, vip)
+	rightful := v.owns && v.hasTarget && v.target.Site == in.Self.Site
+	if !in.Fresh || v.unsettled() != "" || rightful && (v.lowest != state.NoMED || v.badClaim != "") {
 		return nil
 	}
 	to := ""

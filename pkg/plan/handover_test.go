@@ -108,3 +108,23 @@ func TestAHandOverEndsWithTheOneThatItWentTo(t *testing.T) {
 	w.alive(map[string]state.Alive{})
 	expectClaim(t, w.decide("dc1-0", stops), Unconfirmed, 101, "claims 100", w.lowering("dc1-0", 100))
 }
+
+// TestTheRightfulNodeHandsNothingOverAboveAnothersClaim: the traffic would go there.
+func TestTheRightfulNodeHandsNothingOverAboveAnothersClaim(t *testing.T) {
+	m := newMember(t, "dc2-a")
+	s := m.in.Snapshot
+	m.own("dc2-a")
+	if HandOver(m.in, "v") == nil {
+		t.Error("a backup does not hand over")
+	}
+	s.Targets["v"] = state.Target{Site: "dc2", Revision: 4}
+	if HandOver(m.in, "v") == nil {
+		t.Error("the rightful one does not hand over")
+	}
+	for _, c := range []state.Claim{{MED: 100, Revision: 5}, {Bad: true, Revision: 5}} {
+		s.Claims[state.ClaimKey{Node: "dc1-a", VIP: "v"}] = c
+		if w := HandOver(m.in, "v"); w != nil {
+			t.Errorf("claim %+v: %+v", c, w)
+		}
+	}
+}

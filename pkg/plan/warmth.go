@@ -13,6 +13,8 @@ import (
 type Table struct {
 	// LostAt is when the node's process found it lost; zero: it did not.
 	LostAt time.Time
+	// WarmAt is when a warm node was seen last; zero: never since.
+	WarmAt time.Time
 	// Own and Peers count established connections by VIP: this node's, and those
 	// of nodes that are not cold themselves. A peer that has not told is nil.
 	Own   map[string]uint64
@@ -21,16 +23,21 @@ type Table struct {
 
 // Cold says whether a node has to stand back because its connection table has
 // not caught up, and why. It has caught up with parity, after the longest
-// silence of a phone, or at once where no warm node is left, which only a
-// snapshot that is fresh can tell.
-func Cold(s *state.Snapshot, self Self, fresh bool, t Table, now time.Time) (cold bool, reason string) {
+// silence of a phone, or where no warm node is left, which only a snapshot that is
+// fresh can tell: at once if there was none, else when the last one has been gone for
+// longer than a lapse of its lease may take.
+func Cold(s *state.Snapshot, self Self, fresh bool, t Table, lapse time.Duration, now time.Time) (cold bool, reason string) {
 	if t.LostAt.IsZero() || !now.Before(t.LostAt.Add(s.Settings.LongestKeepalive)) {
 		return false, ""
 	}
 	if !fresh {
 		return true, "its connection table was lost, and etcd can't be reached to learn what others have"
 	}
-	for _, p := range WarmPeers(s, self) {
+	warm := WarmPeers(s, self)
+	if len(warm) == 0 && !t.WarmAt.IsZero() && now.Before(t.WarmAt.Add(lapse)) {
+		return true, "its connection table was lost, and the nodes that know the connections have just gone"
+	}
+	for _, p := range warm {
 		counts := t.Peers[p]
 		if counts == nil {
 			return true, fmt.Sprintf("its connection table was lost, and %s has not told how many connections it knows", p)

@@ -26,7 +26,7 @@ func TestR9ANodeWhoseTableWasLostIsColdUntilItHasCaughtUp(t *testing.T) {
 	}}
 	expect := func(what string, table Table, fresh bool, after time.Duration, reason string) {
 		t.Helper()
-		cold, why := Cold(s, self, fresh, table, start.Add(after))
+		cold, why := Cold(s, self, fresh, table, 14*time.Second, start.Add(after))
 		if cold != (reason != "") || !strings.Contains(why, reason) {
 			t.Errorf("%s: cold %t, %q; expected %q", what, cold, why, reason)
 		}
@@ -47,4 +47,7 @@ func TestR9ANodeWhoseTableWasLostIsColdUntilItHasCaughtUp(t *testing.T) {
 		m.alive(n, func(a *state.Alive) { a.Cold = true })
 	}
 	expect("no warm node is left", lost, true, 0, "")
+	lost.WarmAt = start.Add(100 * time.Second)
+	expect("the last one has just gone", lost, true, 113*time.Second, "have just gone")
+	expect("it does not come back", lost, true, 114*time.Second, "")
 }

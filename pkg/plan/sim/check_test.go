@@ -219,8 +219,12 @@ func (w *world) checkWarm(n *node, s *state.Snapshot, fresh, cold bool) {
 		a, alive := s.Alive[other]
 		warm = warm || other != n.self.Name && alive && !a.Cold
 	}
-	if cold && !warm {
+	gone := n.warmAt == 0 || w.now-n.warmAt >= hold+ttl
+	if cold && !warm && gone {
 		w.violated("R9", "%s stays cold though no warm node is left", n.self.Name)
+	}
+	if !cold && !warm && !gone && w.now-n.lostAt < keepalive {
+		w.violated("R9", "%s counts as warm %d ms after a warm node was there", n.self.Name, w.now-n.warmAt)
 	}
 	if !cold && warm && !n.parity && w.now-n.lostAt < keepalive {
 		w.violated("R9", "%s counts as warm %d ms after its table was lost", n.self.Name, w.now-n.lostAt)

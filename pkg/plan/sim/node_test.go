@@ -82,6 +82,7 @@ type node struct {
 	// lostAt is when the connection table was found lost; 0: it is not. cold and
 	// unable are what the sign of life says.
 	lostAt       int64
+	warmAt       int64 // when a warm node was seen last since then; 0: never
 	cold, unable bool
 	parity       bool
 	deafTo       int // bits: nodes whose rates can't be had
@@ -118,7 +119,7 @@ func (w *world) start(n *node, reboot bool) {
 	}
 	n.edited = edited
 	if reboot {
-		n.lostAt, n.parity = now, false
+		n.lostAt, n.warmAt, n.parity = now, 0, false
 	}
 	if n.lostAt != 0 {
 		n.cold = true
@@ -207,17 +208,23 @@ func (w *world) input(n *node, s *state.Snapshot) plan.Input {
 		in.Withdraw = &plan.Withdrawal{Reason: "by hand", Now: n.atOnce}
 	}
 	if n.lostAt != 0 {
+		if in.Fresh && len(plan.WarmPeers(s, n.self)) > 0 {
+			n.warmAt = w.now
+		}
 		table := plan.Table{LostAt: at(n.lostAt)}
+		if n.warmAt != 0 {
+			table.WarmAt = at(n.warmAt)
+		}
 		if n.parity {
 			table.Own, table.Peers = map[string]uint64{vip: 90}, map[string]map[string]uint64{}
 			for _, name := range w.names {
 				table.Peers[name] = map[string]uint64{vip: 100}
 			}
 		}
-		in.Cold, _ = plan.Cold(s, n.self, in.Fresh, table, in.Now)
+		in.Cold, _ = plan.Cold(s, n.self, in.Fresh, table, in.Hold+ttl*time.Millisecond, in.Now)
 		w.checkWarm(n, s, in.Fresh, in.Cold)
 		if !in.Cold {
-			n.lostAt = 0 // one that has caught up stays so
+			n.lostAt, n.warmAt = 0, 0 // one that has caught up stays so
 		}
 	}
 	if w.automatic {

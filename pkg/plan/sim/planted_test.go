@@ -99,7 +99,9 @@ var mutations = []mutation{
 			(planted("r9-able-unable") || !slices.Contains(a.Unable, vip))`,
 	},
 	{"plan/candidacy.go", `if !v.drained || m.Announcing && m.Announced <= v.line {`, `if !v.drained || m.Announcing && m.Announced <= v.line && !planted("r9-drained-at-the-line") {`},
-	{"plan/candidacy.go", `if v.Fresh && !v.mayFallSilent() || !v.Fresh && !quiet {`, `if v.Fresh && !v.mayFallSilent() && !planted("r9-silent-alone") || !v.Fresh && !quiet && !planted("r7-drained") {`},
+	{"plan/candidacy.go", "m.silent = v.mayFallSilent()", `m.silent = v.mayFallSilent() || planted("r9-silent-alone")`},
+	{"plan/candidacy.go", "if v.Fresh {\n\t\tm.silent", "if v.Fresh || planted(\"r7-drained\") {\n\t\tm.silent"},
+	{"plan/warmth.go", "len(warm) == 0 &&", `len(warm) == 0 && !planted("r9-warm-peer-just-gone") &&`},
 	{
 		"plan/warmth.go", "	if !fresh {\n		return true,", "	if !fresh && !planted(\"r9-warm-without-etcd\") {\n		return true,",
 	},

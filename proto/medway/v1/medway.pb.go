@@ -1684,7 +1684,9 @@ type Status struct {
 	Drift    *Drift `protobuf:"bytes,9,opt,name=drift,proto3" json:"drift,omitempty"`
 	// When the snapshot on disk was saved that the node acts on, RFC 3339;
 	// unset while it acts on etcd.
-	FromDisk      string `protobuf:"bytes,10,opt,name=from_disk,json=fromDisk,proto3" json:"from_disk,omitempty"`
+	FromDisk string `protobuf:"bytes,10,opt,name=from_disk,json=fromDisk,proto3" json:"from_disk,omitempty"`
+	// When the agent started, RFC 3339: that of its sign of life.
+	Since         string `protobuf:"bytes,11,opt,name=since,proto3" json:"since,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1789,6 +1791,13 @@ func (x *Status) GetFromDisk() string {
 	return ""
 }
 
+func (x *Status) GetSince() string {
+	if x != nil {
+		return x.Since
+	}
+	return ""
+}
+
 // Drift is what somebody else changed in the node's kernel and the agent put
 // right.
 type Drift struct {
@@ -1868,7 +1877,8 @@ type VIPStatus struct {
 	InactiveConnections uint64 `protobuf:"varint,8,opt,name=inactive_connections,json=inactiveConnections,proto3" json:"inactive_connections,omitempty"`
 	// Packets a second of connections that were established before, not counting
 	// what opens new ones.
-	PacketsPerSecond uint64 `protobuf:"varint,9,opt,name=packets_per_second,json=packetsPerSecond,proto3" json:"packets_per_second,omitempty"`
+	// Unset until it has been looked at for long enough.
+	PacketsPerSecond *uint64 `protobuf:"varint,9,opt,name=packets_per_second,json=packetsPerSecond,proto3,oneof" json:"packets_per_second,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -1960,8 +1970,8 @@ func (x *VIPStatus) GetInactiveConnections() uint64 {
 }
 
 func (x *VIPStatus) GetPacketsPerSecond() uint64 {
-	if x != nil {
-		return x.PacketsPerSecond
+	if x != nil && x.PacketsPerSecond != nil {
+		return *x.PacketsPerSecond
 	}
 	return 0
 }
@@ -2264,7 +2274,7 @@ const file_medway_v1_medway_proto_rawDesc = "" +
 	"\x02by\x18\x03 \x01(\tR\x02by\x12\x12\n" +
 	"\x04from\x18\x04 \x01(\tR\x04from\x12\x0e\n" +
 	"\x02to\x18\x05 \x01(\tR\x02to\x12\x16\n" +
-	"\x06reason\x18\x06 \x01(\tR\x06reason\"\xc9\x02\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\"\xdf\x02\n" +
 	"\x06Status\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
 	"\x04site\x18\x02 \x01(\tR\x04site\x12\x18\n" +
@@ -2276,11 +2286,12 @@ const file_medway_v1_medway_proto_rawDesc = "" +
 	"\brevision\x18\b \x01(\x03R\brevision\x12&\n" +
 	"\x05drift\x18\t \x01(\v2\x10.medway.v1.DriftR\x05drift\x12\x1b\n" +
 	"\tfrom_disk\x18\n" +
-	" \x01(\tR\bfromDisk\"C\n" +
+	" \x01(\tR\bfromDisk\x12\x14\n" +
+	"\x05since\x18\v \x01(\tR\x05since\"C\n" +
 	"\x05Drift\x12\x16\n" +
 	"\x06mended\x18\x01 \x01(\x04R\x06mended\x12\x12\n" +
 	"\x04last\x18\x02 \x03(\tR\x04last\x12\x0e\n" +
-	"\x02at\x18\x03 \x01(\tR\x02at\"\xa6\x02\n" +
+	"\x02at\x18\x03 \x01(\tR\x02at\"\xc2\x02\n" +
 	"\tVIPStatus\x12\x10\n" +
 	"\x03vip\x18\x01 \x01(\tR\x03vip\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x15\n" +
@@ -2289,9 +2300,10 @@ const file_medway_v1_medway_proto_rawDesc = "" +
 	"\x06target\x18\x05 \x01(\tR\x06target\x12\x16\n" +
 	"\x06reason\x18\x06 \x01(\tR\x06reason\x12-\n" +
 	"\x12active_connections\x18\a \x01(\x04R\x11activeConnections\x121\n" +
-	"\x14inactive_connections\x18\b \x01(\x04R\x13inactiveConnections\x12,\n" +
-	"\x12packets_per_second\x18\t \x01(\x04R\x10packetsPerSecondB\x06\n" +
-	"\x04_med\"s\n" +
+	"\x14inactive_connections\x18\b \x01(\x04R\x13inactiveConnections\x121\n" +
+	"\x12packets_per_second\x18\t \x01(\x04H\x01R\x10packetsPerSecond\x88\x01\x01B\x06\n" +
+	"\x04_medB\x15\n" +
+	"\x13_packets_per_second\"s\n" +
 	"\aSession\x12\x1a\n" +
 	"\bneighbor\x18\x01 \x01(\tR\bneighbor\x12 \n" +
 	"\vestablished\x18\x02 \x01(\bR\vestablished\x12\x14\n" +
