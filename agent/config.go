@@ -40,7 +40,7 @@ type Config struct {
 	// LeaseTTL is how long the node may be silent before others count it as
 	// gone. Default 5s.
 	LeaseTTL time.Duration `yaml:"lease_ttl"`
-	// StateDir holds the last good snapshot. Default /var/lib/medway.
+	// StateDir holds the last good snapshot, the lease, and what was withdrawn by hand. Default /var/lib/medway.
 	StateDir string `yaml:"state_dir"`
 	// Socket is where people on this host reach the agent. Default agent.sock in
 	// StateDir.

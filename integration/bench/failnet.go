@@ -162,7 +162,7 @@ func (n *failnet) start(space, name string, env []string, args ...string) (*proc
 }
 
 // weighted runs a program before all others, as CPUWeight=10000 in
-// packaging/medway-agent.service does: in a session of its own, whose share of the
+// docs/medway-agent.service does: in a session of its own, whose share of the
 // processors is that of nice -20 (autogroups, sched(7)). A kernel without them
 // runs it as any other.
 func weighted(args ...string) []string {

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# An agent process is restarted: nothing that a call notices, and no other best path anywhere. agent-restarted.sh [TIMES]
+# An agent process is restarted: nothing that a call notices, and no other site's route is the best. agent-restarted.sh [TIMES]
 set -euo pipefail
 # shellcheck source=scripts/drills/lib.sh
 source "$(dirname "$0")/lib.sh"

@@ -6,7 +6,7 @@ PROG=drills
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 cd "$REPO"
-# In the order of the failure table. A coordinator's death and failing backends have no drill yet: nothing there is built.
+# In the order of docs/drills.md.
 drills=(agent-restarted agent-killed host-dies site-dies etcd-gone network-cut target-down bad-value)
 if (($# > 0)); then drills=("$@"); fi
 results=$OUT/drills

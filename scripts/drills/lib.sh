@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Shared by the drills; sourced, never run. A drill does to a running lab what its row of the failure table says, while
+# Shared by the drills; sourced, never run. A drill does to a running lab what its row in docs/drills.md says, while
 # calls are held, and prints one line: PASS or FAIL, with its figures.
 #
 # The lab has two LVS hosts a site, and sessions that end in time for phones to wait for it (make drills does this):
