@@ -17,8 +17,7 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/medway-lb/medway/agent/internal/link/nstest"
 	"github.com/medway-lb/medway/pkg/store"
 )
 
@@ -219,22 +218,7 @@ state_dir: %[4]s
 }
 
 // inside calls fn in a namespace.
-func (s *site) inside(name string, fn func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // and the thread ends with the goroutine
-		ns, err := os.Open("/run/netns/" + s.prefix + name)
-		if err == nil {
-			defer ns.Close()
-			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
-		}
-		if err == nil {
-			err = fn()
-		}
-		done <- err
-	}()
-	return <-done
-}
+func (s *site) inside(name string, fn func() error) error { return nstest.Inside(s.prefix+name, fn) }
 
 // stream sends 1,000 numbered datagrams a second from the client to the VIP, which
 // both hosts take. What it returns ends it, and gives how many were sent and the

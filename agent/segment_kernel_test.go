@@ -21,7 +21,6 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
 
@@ -156,21 +155,8 @@ func (w *segmentSite) watch() {
 // inside runs f in a host's namespace; the sockets that it opens stay there.
 func (w *segmentSite) inside(host string, f func() error) {
 	w.t.Helper()
-	back, err := netns.Get()
-	if err != nil {
+	if err := nstest.Inside(w.namespace(host), f); err != nil {
 		w.t.Fatal(err)
-	}
-	ns, err := netns.GetFromName(w.namespace(host))
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	defer func() { _, _ = ns.Close(), back.Close() }()
-	if err := netns.Set(ns); err != nil {
-		w.t.Fatal(err)
-	}
-	err = f()
-	if backErr := netns.Set(back); err != nil || backErr != nil {
-		w.t.Fatal(err, backErr)
 	}
 }
 

@@ -97,22 +97,7 @@ func TestLabAutomaticSwitchover(t *testing.T) {
 	power(t, l, "dc2", l.PowerOn)
 	rests(t, l, "dc1")
 
-	end, err := calls.End(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if end.Lost() || end.Established != 20 {
-		t.Errorf("at the end: %s", end)
-	}
-	record, err := recorder.Stop()
-	if err != nil {
-		t.Fatal(err)
-	}
-	verdict := record.Promises(lab.VIPName)
-	t.Log(verdict)
-	for _, broken := range verdict.Broken {
-		t.Error(broken)
-	}
+	judged(t, calls, recorder, 20)
 }
 
 // allow gives the lab's VIP a policy of automatic switchovers.

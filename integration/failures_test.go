@@ -104,11 +104,21 @@ func TestLabFailures(t *testing.T) {
 		alive(t, calls, fault.name+", mended")
 	}
 
+	verdict := judged(t, calls, recorder, 2*each)
+	if verdict.Seen < 5 {
+		t.Errorf("routers saw %d rightful nodes, expected the first and one after each failure", verdict.Seen)
+	}
+}
+
+// judged ends the calls, none of which may be lost, and demands that routers saw no
+// promise broken.
+func judged(t *testing.T, calls *drill.Held, recorder *drill.Recorder, established int) drill.Verdict {
+	t.Helper()
 	end, err := calls.End(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if end.Lost() || end.Established != 2*each {
+	if end.Lost() || end.Established != established {
 		t.Errorf("at the end: %s", end)
 	}
 	record, err := recorder.Stop()
@@ -120,9 +130,7 @@ func TestLabFailures(t *testing.T) {
 	for _, broken := range verdict.Broken {
 		t.Error(broken)
 	}
-	if verdict.Seen < 5 {
-		t.Errorf("routers saw %d rightful nodes, expected the first and one after each failure", verdict.Seen)
-	}
+	return verdict
 }
 
 // wait waits for a condition, with a deadline that no passing run comes near.

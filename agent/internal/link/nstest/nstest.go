@@ -66,6 +66,25 @@ func Enter(t *testing.T, needs ...Need) {
 	}
 }
 
+// Inside calls f in a namespace that has a name (ip-netns(8)), on a thread of its
+// own. The sockets that f opens stay there.
+func Inside(namespace string, f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and the thread ends with the goroutine
+		ns, err := netns.GetFromName(namespace)
+		if err == nil {
+			defer func() { _ = ns.Close() }()
+			err = netns.Set(ns)
+		}
+		if err == nil {
+			err = f()
+		}
+		done <- err
+	}()
+	return <-done
+}
+
 func skip(t *testing.T, why string) {
 	t.Helper()
 	if os.Getenv("MEDWAY_REQUIRE_KERNEL") == "1" {
