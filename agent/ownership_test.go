@@ -3,6 +3,7 @@ package agent
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -169,10 +170,15 @@ func TestTwoAgentsRaceToSwitch(t *testing.T) {
 func TestAScanIsNoTraffic(t *testing.T) {
 	dc2, dc3 := siege(t, 1)
 	dc2.kernel.set(func(k *fakeKernel) { k.scanned = 100000 })
-	eventually(t, "the counters were read a few times", func() bool {
-		dc2.agent.observed.mu.Lock()
-		defer dc2.agent.observed.mu.Unlock()
-		return len(dc2.agent.observed.samples["v0"]) >= 4
+	var decided []time.Time // on what is known of both nodes; for is 1s
+	eventually(t, "dc2 has decided on both rates for longer than it takes", func() bool {
+		o := &dc2.agent.observed
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		if s := o.samples["v0"]; len(o.rates["v0"]) == 2 && !slices.Contains(decided, s[len(s)-1].at) {
+			decided = append(decided, s[len(s)-1].at)
+		}
+		return len(decided) >= 4
 	})
 	if got := dc2.count("/medway/v1/locks/"); got != 0 {
 		t.Fatal("switched")

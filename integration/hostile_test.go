@@ -129,7 +129,8 @@ func putHostile(ctx context.Context, l *lab.Lab, c hostile.Case) error {
 // written anew at once, and its fault is gone before anybody looks.
 func agentKeys(key string) bool {
 	k, err := state.ParseKey(key)
-	return err == nil && slices.Contains([]state.Kind{state.KindNode, state.KindAlive, state.KindClaim, state.KindOwner}, k.Kind)
+	return err == nil && (slices.Contains([]state.Kind{state.KindNode, state.KindAlive, state.KindClaim, state.KindOwner}, k.Kind) ||
+		k.Kind == state.KindJoined && slices.Contains(hosts, k.A))
 }
 
 // named says which case's fault a host does not show with all its words.
