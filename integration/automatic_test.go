@@ -5,8 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -14,8 +17,9 @@ import (
 	"github.com/medway-lb/medway/integration/lab"
 )
 
-// TestLabAutomaticSwitchover: all LVS hosts of dc1 die under calls. The routers lead
-// the calls to dc2, which makes that official: once. When dc1 is back and dc2's hosts
+// TestLabAutomaticSwitchover: a scan of dc2 is no traffic that came there. Then all LVS
+// hosts of dc1 die under calls. The routers lead the calls to dc2, which makes that
+// official: once. When dc1 is back and dc2's hosts
 // die, the lock stands in the way of a second switch until a person removes it. No
 // call is lost.
 func TestLabAutomaticSwitchover(t *testing.T) {
@@ -38,6 +42,15 @@ func TestLabAutomaticSwitchover(t *testing.T) {
 
 	off := func(node string) error { return l.PowerOff(t.Context(), node) }
 	rests(t, l, "dc1")
+	backup, err := ownerNow(t, l, "dc2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	scan(t, l, backup)
+	if n := switches(t, l); n != 0 {
+		t.Fatalf("%d automatic switchovers by a scan", n)
+	}
+
 	power(t, l, "dc1", off)
 	wait(t, "dc2 makes itself the target", func() error { return targetIs(t, l, "dc2") })
 	lock, found, err := l.Get(t.Context(), lab.Witness, "/medway/v1/locks/"+lab.VIPName)
@@ -98,6 +111,68 @@ func TestLabAutomaticSwitchover(t *testing.T) {
 	rests(t, l, "dc1")
 
 	judged(t, calls, recorder, 20)
+}
+
+// scan sends SYN packets to the VIP by way of a host, from its site's router, for longer
+// than a switchover takes, at several times the rate of all calls. What comes back is
+// never answered.
+func scan(t *testing.T, l *lab.Lab, host string) {
+	t.Helper()
+	const (
+		scanners = 10
+		patience = 100 * time.Millisecond // less than until TCP repeats a SYN
+		enough   = 1500
+	)
+	node, _ := l.Topology().Node(host)
+	edge := node.Site + "-edge"
+	for _, command := range []string{
+		"ip route add " + lab.VIP.String() + " via " + node.Addr.String() + " table 99",
+		"ip rule add iif lo to " + lab.VIP.String() + " lookup 99",
+		"iptables -A INPUT -p tcp --sport 5060 --tcp-flags SYN,ACK SYN,ACK -j DROP",
+	} {
+		run(t, l, edge, command)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	var done sync.WaitGroup
+	for range scanners {
+		done.Go(func() {
+			for ctx.Err() == nil {
+				syn, cancel := context.WithTimeout(ctx, patience)
+				if conn, err := l.Dial(syn, edge, "tcp4", net.JoinHostPort(lab.VIP.String(), "5060")); err == nil {
+					conn.Close()
+				}
+				cancel()
+			}
+		})
+	}
+	before := scheduled(t, l, host)
+	wait(t, "the scan has been long enough", func() error {
+		if seen := scheduled(t, l, host) - before; seen < enough {
+			return fmt.Errorf("%s has scheduled %d connections", host, seen)
+		}
+		return nil
+	})
+	t.Logf("%s scheduled %d connections of the scan", host, scheduled(t, l, host)-before)
+	stop()
+	done.Wait()
+	run(t, l, edge, "ip rule del iif lo to "+lab.VIP.String()+" lookup 99")
+}
+
+// scheduled counts the VIP's TCP connections since the host's start, as ipvsadm shows it.
+func scheduled(t *testing.T, l *lab.Lab, host string) int {
+	t.Helper()
+	out := run(t, l, host, "ipvsadm -L -n --stats --exact -t "+net.JoinHostPort(lab.VIP.String(), "5060"))
+	for line := range strings.Lines(out) {
+		if f := strings.Fields(line); len(f) > 2 && f[0] == "TCP" {
+			n, err := strconv.Atoi(f[2])
+			if err != nil {
+				t.Fatalf("%q: %v", line, err)
+			}
+			return n
+		}
+	}
+	t.Fatalf("no service: %s", out)
+	return 0
 }
 
 // allow gives the lab's VIP a policy of automatic switchovers.

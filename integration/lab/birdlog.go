@@ -45,12 +45,27 @@ type RouteEvent struct {
 	NextHop, From netip.Addr
 }
 
-// ParseBirdLog reads the log of a router and returns its route events in order.
+// clockSet is by how much a clock must go back to have been set.
+const clockSet = time.Minute
+
+// ParseBirdLog reads the log of a router and returns its route events in order. Where the
+// clock was set back, what came before bears the times that the new clock would have given it.
 func ParseBirdLog(r io.Reader, router string) []RouteEvent {
 	var events []RouteEvent
+	var last time.Time
 	lines := bufio.NewScanner(r)
 	for lines.Scan() {
-		events = append(events, parseBirdLine(lines.Text(), router)...)
+		when, text, ok := birdLine(lines.Text())
+		if !ok {
+			continue
+		}
+		if back := last.Sub(when); back > clockSet {
+			for i := range events {
+				events[i].Time = events[i].Time.Add(-back)
+			}
+		}
+		last = when
+		events = append(events, parseBirdLine(when, text, router)...)
 	}
 	return events
 }
@@ -58,15 +73,16 @@ func ParseBirdLog(r io.Reader, router string) []RouteEvent {
 // birdTime is BIRD's `iso long ms`, in local time.
 const birdTime = "2006-01-02 15:04:05.000"
 
-func parseBirdLine(line, router string) []RouteEvent {
+func birdLine(line string) (when time.Time, text string, ok bool) {
 	if len(line) <= len(birdTime) {
-		return nil
+		return when, "", false
 	}
 	when, err := time.ParseInLocation(birdTime, line[:len(birdTime)], time.Local)
-	if err != nil {
-		return nil
-	}
-	_, text, _ := strings.Cut(line[len(birdTime):], "> ")
+	_, text, _ = strings.Cut(line[len(birdTime):], "> ")
+	return when, text, err == nil
+}
+
+func parseBirdLine(when time.Time, text, router string) []RouteEvent {
 	if rest, ok := strings.CutPrefix(text, "medway "); ok {
 		return printedEvent(when, router, rest)
 	}

@@ -52,6 +52,20 @@ func TestParseBirdLogAddresses(t *testing.T) {
 	}
 }
 
+// Lines stay in their order where the clock was set, forwards and then back.
+func TestParseBirdLogOfAClockThatWasSet(t *testing.T) {
+	const best = " <INFO> medway best router=transit session=dc2-edge prefix=203.0.113.10/32 med=50 nexthop=10.255.12.2 from=10.255.12.2\n"
+	events := ParseBirdLog(strings.NewReader(
+		"2026-11-22 17:00:00.000"+best+"2026-11-22 18:00:05.000"+best+"2026-11-22 17:00:10.000 <INFO> Reconfigured\n"+"2026-11-22 17:00:11.000"+best), "")
+	var got []string
+	for _, e := range events {
+		got = append(got, e.Time.Format(time.TimeOnly))
+	}
+	if diff := cmp.Diff([]string{"16:00:05", "17:00:10", "17:00:11"}, got); diff != "" {
+		t.Errorf("times (-want +got):\n%s", diff)
+	}
+}
+
 // What the table sends out, other prefixes and broken lines are no events.
 func TestParseBirdLogIgnores(t *testing.T) {
 	for _, line := range []string{

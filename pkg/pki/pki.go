@@ -29,8 +29,9 @@ const (
 
 	authorityName  = "ca"
 	authorityValid = 10 * 365 * 24 * time.Hour
-	// skew is how far a reader's clock may be behind.
-	skew = 5 * time.Minute
+	// skew is how far a reader's clock may be behind: as far as a hardware clock in some
+	// zone's time, of which nobody told the system.
+	skew = 24 * time.Hour
 )
 
 // Authority is a certificate authority whose files are in a directory.

@@ -80,7 +80,18 @@ settled() {
     if [[ $node == "$active" ]]; then [[ $m == 100 ]] || return 1; else [[ $m ]] && ((m > 100)) || return 1; fi
   done
 }
-settle() { within 120 "not settled: dc1-edge $(meds dc1-edge); dc2-edge $(meds dc2-edge)" settled; }
+other_site() { if [[ $SITE == dc1 ]]; then echo dc2; else echo dc1; fi; }
+routers() { awk '$2 == "bird" { print $1 }' "$WORK/status"; }
+paths() { local r; for r in $(routers); do printf '%s:%s ' "$r" "$(best "$r")"; done; }
+kept() { # kept SECONDS PATHS: they stay the best ones; looks all the time, and once at least
+  local end=$((SECONDS + $1)) now
+  until now=$(paths); [[ $now != "$2" ]] || ((SECONDS >= end)); do sleep 1; done
+  [[ $now == "$2" ]] || fault "best paths became $now, before: $2"
+}
+settle_within() { # settle_within SECONDS
+  within "$1" "not settled after $1 s" settled || { fault "dc1-edge $(meds dc1-edge); dc2-edge $(meds dc2-edge)"; return 1; }
+}
+settle() { settle_within 120; }
 
 # Calls, held in the background: see medway-lab calls --help.
 calls_up() {
@@ -129,11 +140,25 @@ cleanup() {
   if declare -F undo >/dev/null; then undo || true; fi
 }
 
+record_begin() {
+  "$BIN/medway-lab" --dir "$LAB" promises record "$WORK/history" &
+  record_pid=$!
+}
+record_end() { # judges what was recorded
+  kill -INT "$record_pid"
+  wait "$record_pid" || true
+  record_pid=
+  if ! lab promises check "$WORK/history" >"$WORK/promises" 2>"$WORK/promises.err"; then
+    fault "$(tail -n +2 "$WORK/promises" | head -1) $(cat "$WORK/promises.err")"
+  fi
+  cat "$WORK/promises" >&2
+  figure "$(head -1 "$WORK/promises")"
+}
+
 # begin: a lab at rest, with calls up and what is needed to judge it.
 begin() {
   settle || die "the lab is not at rest to begin with"
-  "$BIN/medway-lab" --dir "$LAB" promises record "$WORK/history" &
-  record_pid=$!
+  record_begin
   if [[ $sabotage ]]; then say "SABOTAGE: sync messages are lost"; sync_lost -I; fi
   calls_up
   SITE=$(target)
@@ -145,14 +170,7 @@ begin() {
 finish() {
   local verdict=PASS line
   if [[ ${calls_pid:-} ]]; then calls_end; fi
-  kill -INT "$record_pid"
-  wait "$record_pid" || true
-  record_pid=
-  if ! lab promises check "$WORK/history" >"$WORK/promises" 2>"$WORK/promises.err"; then
-    fault "$(tail -n +2 "$WORK/promises" | head -1) $(cat "$WORK/promises.err")"
-  fi
-  cat "$WORK/promises" >&2
-  figure "$(head -1 "$WORK/promises")"
+  if [[ $record_pid ]]; then record_end; fi
   line=$(printf '; %s' "${figures[@]}")
   if ((${#faults[@]})); then verdict=FAIL line+=$(printf '; FAULT %s' "${faults[@]}"); fi
   printf '%s %s: %s\n' "$verdict" "$PROG" "${line:2}"

@@ -5,8 +5,7 @@ set -euo pipefail
 # shellcheck source=scripts/drills/lib.sh
 source "$(dirname "$0")/lib.sh"
 begin
-other=dc2
-[[ $SITE == dc1 ]] || other=dc1
+other=$(other_site)
 network() { # network cut|mend
   lab "$1" --silent "$SITE-edge" "$other-edge"
   lab "$1" --silent "$SITE-edge" witness

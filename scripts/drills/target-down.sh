@@ -4,8 +4,7 @@ set -euo pipefail
 # shellcheck source=scripts/drills/lib.sh
 source "$(dirname "$0")/lib.sh"
 begin
-other=dc2
-[[ $SITE == dc1 ]] || other=dc1
+other=$(other_site)
 mapfile -t all < <(hosts_of "$other")
 dead=()
 undo() { local n; for n in "${dead[@]}"; do lab power on "$n"; done; }
