@@ -29,7 +29,7 @@ func TestLabAutomaticSwitchover(t *testing.T) {
 		return nil
 	})
 	// Few packets are enough: the calls say something every second.
-	allow(t, l, `{"enabled":true,"share":"60%","packets_per_second":5,"for":"4s","settle":"6s"}`)
+	amend(t, l, `"automatic_switchover":{"enabled":true,"share":"60%","packets_per_second":5,"for":"4s","settle":"6s"}`)
 	kinds, err := drill.ParseTraffic([]string{"tcp", "udp6"})
 	if err != nil {
 		t.Fatal(err)
@@ -175,15 +175,15 @@ func scheduled(t *testing.T, l *lab.Lab, host string) int {
 	return 0
 }
 
-// allow gives the lab's VIP a policy of automatic switchovers.
-func allow(t *testing.T, l *lab.Lab, policy string) {
+// amend gives the lab's VIP one more field.
+func amend(t *testing.T, l *lab.Lab, field string) {
 	t.Helper()
 	key := "/medway/v1/vips/" + lab.VIPName
 	text, found, err := l.Get(t.Context(), lab.Witness, key)
 	if err != nil || !found {
 		t.Fatalf("%s: %t, %v", key, found, err)
 	}
-	value := strings.TrimSuffix(strings.TrimSpace(text), "}") + `,"automatic_switchover":` + policy + "}"
+	value := strings.TrimSuffix(strings.TrimSpace(text), "}") + "," + field + "}"
 	if err := l.Put(t.Context(), lab.Witness, key, value); err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -18,8 +19,9 @@ import (
 const leaseTTL = 15 * time.Second
 
 // TestLabFailures: while calls are held, what owns the VIP fails in one way after
-// another, and comes back. Another node of the site takes over each time, no call is
-// lost, and all the time the routers' best route is the rightful node's.
+// another, and comes back. Another node of the site takes over each time, and gives the
+// VIP back to the preferred one, which has to know the calls first where it has booted.
+// No call is lost, and all the time the routers' best route is the rightful node's.
 func TestLabFailures(t *testing.T) {
 	var recorder *drill.Recorder
 	l := upAs(t, func(o *lab.Options) {
@@ -30,6 +32,8 @@ func TestLabFailures(t *testing.T) {
 		recorder = drill.StartRecorder(t.Context(), l)
 		return nil
 	})
+	preferred := rests(t, l, "dc1")
+	amend(t, l, `"ownership":{"preference":["`+preferred+`"],"preempt":true}`)
 	kinds, err := drill.ParseTraffic([]string{"tcp", "udp6"})
 	if err != nil {
 		t.Fatal(err)
@@ -100,19 +104,32 @@ func TestLabFailures(t *testing.T) {
 		if err := fault.mend(old); err != nil {
 			t.Fatal(err)
 		}
-		t.Logf("mended; %s owns the VIP", rests(t, l, "dc1"))
+		mended := time.Now()
+		wait(t, "the preferred node owns the VIP again", func() error {
+			now, err := ownerNow(t, l, "dc1")
+			if err == nil && now != preferred {
+				err = fmt.Errorf("the owner is %q", now)
+			}
+			return err
+		})
+		t.Logf("%.1f s after it was mended %s owns the VIP", time.Since(mended).Seconds(), rests(t, l, "dc1"))
 		alive(t, calls, fault.name+", mended")
 	}
 
-	verdict := judged(t, calls, recorder, 2*each)
-	if verdict.Seen < 5 {
-		t.Errorf("routers saw %d rightful nodes, expected the first and one after each failure", verdict.Seen)
+	record, verdict := judged(t, calls, recorder, 2*each)
+	if verdict.Seen < 9 {
+		t.Errorf("routers saw %d rightful nodes, expected the first and two for each failure", verdict.Seen)
+	}
+	if !slices.ContainsFunc(record.Changes, func(c lab.Change) bool {
+		return strings.Contains(c.Put["/medway/v1/alive/"+preferred], `"cold":true`)
+	}) {
+		t.Errorf("%s has booted, and was never cold", preferred)
 	}
 }
 
 // judged ends the calls, none of which may be lost, and demands that routers saw no
 // promise broken.
-func judged(t *testing.T, calls *drill.Held, recorder *drill.Recorder, established int) drill.Verdict {
+func judged(t *testing.T, calls *drill.Held, recorder *drill.Recorder, established int) (drill.Record, drill.Verdict) {
 	t.Helper()
 	end, err := calls.End(t.Context())
 	if err != nil {
@@ -130,7 +147,7 @@ func judged(t *testing.T, calls *drill.Held, recorder *drill.Recorder, establish
 	for _, broken := range verdict.Broken {
 		t.Error(broken)
 	}
-	return verdict
+	return record, verdict
 }
 
 // wait waits for a condition, with a deadline that no passing run comes near.

@@ -6,7 +6,8 @@ set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 begin
 other=$(other_site)
-lab exec --as root witness etcdctl --endpoints "$(lab exec witness printenv ETCDCTL_ENDPOINTS | cut -d, -f1)" snapshot save "$WORK/backup.db" >/dev/null
+member=$(lab exec witness printenv ETCDCTL_ENDPOINTS | cut -d, -f1)
+lab exec --as root witness env "ETCDCTL_ENDPOINTS=$member" etcdctl snapshot save "$WORK/backup.db" >/dev/null 2>&1
 put "target_state/$NAME" "$other"
 settle || true
 before=$(paths)
