@@ -7,7 +7,7 @@ PROG=drills
 source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 cd "$REPO"
 # In the order of docs/drills.md.
-drills=(agent-restarted agent-killed host-dies site-dies etcd-gone etcd-slow etcd-restored network-cut target-down clock-steps bad-value)
+drills=(agent-restarted agent-killed host-dies site-dies etcd-gone etcd-slow etcd-restored etcd-cut network-cut target-down clock-steps bad-value)
 if (($# > 0)); then drills=("$@"); fi
 results=$OUT/drills
 report=$results/report.txt
