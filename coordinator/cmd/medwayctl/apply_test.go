@@ -244,7 +244,7 @@ func TestApplyAndStatus(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"sip-1  - (key is wrong)", "sip-1 on n1: owner", `/medway/v1/target_state/sip-1: site "dc9"`, "/medway/status/n2: "} {
+	for _, want := range []string{"sip-1  - (key is wrong)", "sip-1 on n1, when last heard of: owner", `/medway/v1/target_state/sip-1: site "dc9"`, "/medway/status/n2: "} {
 		if !strings.Contains(out, want) {
 			t.Errorf("%q is not in\n%s", want, out)
 		}

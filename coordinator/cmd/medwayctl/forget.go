@@ -59,7 +59,7 @@ Exit status: 0 done, or nothing to do; 1 an error; 2 with --dry-run: something w
 written.`,
 		Example: `  medwayctl forget dc1-lvs-a --reason "board is broken, host is off"
   medwayctl forget dc1-lvs-a --reason "host was sold" --delete`,
-		Args: cobra.ExactArgs(1),
+		Args: exactlyOne("a node"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if f.keep < time.Second {
 				return fmt.Errorf("flag --routers-keep: value %s: expected 1s or more", f.keep)

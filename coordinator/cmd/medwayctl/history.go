@@ -70,6 +70,15 @@ Exit status: 0 also where there is nothing; 1 if etcd could not be read.`,
 				entries = append(entries, more...)
 			}
 			list := events(entries)
+			if len(args) > 0 && len(entries) == 0 {
+				_, there, err := client.Get(ctx, state.Key{Kind: state.KindVIP, A: args[0]}.String())
+				if err != nil {
+					return err
+				}
+				if !there {
+					return fmt.Errorf("VIP %s does not exist, and has no history", state.Quote(args[0]))
+				}
+			}
 			if last > 0 && len(list) > last {
 				list = list[len(list)-last:]
 			}

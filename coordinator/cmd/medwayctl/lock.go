@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,12 +28,12 @@ if that is wanted.
 
 Exit status: 0 done; 1 an error, or it is not locked; 2 with --dry-run: something
 would be written.`,
-		Args: cobra.ExactArgs(1),
+		Args: exactlyOne("a VIP"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return o.do(cmd, func(ctx context.Context, client *store.Client, have *contents) error {
 				vip, key := args[0], state.Key{Kind: state.KindLock, A: args[0]}
 				if !have.has(key) {
-					return fmt.Errorf("VIP %s is not locked", state.Quote(vip))
+					return cmp.Or(have.checkVIP(vip), fmt.Errorf("VIP %s is not locked", state.Quote(vip)))
 				}
 				was := have.Locks[vip]
 				var ch change
@@ -129,7 +130,10 @@ would be written.`,
 			}
 			return o.do(cmd, func(ctx context.Context, client *store.Client, have *contents) error {
 				if !have.has(key) {
-					return fmt.Errorf("not paused: %s", state.Quote(what))
+					if all {
+						return errors.New("there is no pause of all VIPs")
+					}
+					return cmp.Or(have.checkVIP(vip), fmt.Errorf("VIP %s is not paused", state.Quote(vip)))
 				}
 				was := have.Pauses[vip]
 				var ch change
@@ -137,7 +141,7 @@ would be written.`,
 				if _, err := o.commit(ctx, client, have, ch, vip, &medwayv1.Event{What: "resume"}); err != nil {
 					return err
 				}
-				fmt.Fprintf(o.out, "%s: resumed; it was paused: %s\n", what, describeOrder(was))
+				fmt.Fprintf(o.out, "%s: resumed; paused %s\n", what, describeOrder(was))
 				if rest := pausedStill(have, vip); rest != "" {
 					fmt.Fprintln(o.out, "note: paused still: "+rest)
 				}

@@ -89,6 +89,16 @@ func (c *connection) wrap(cmd *cobra.Command) {
 	}
 }
 
+// exactlyOne refuses any other number of arguments than one.
+func exactlyOne(what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) != 1 {
+			return fmt.Errorf("%d arguments: expected one, %s: %s", len(args), what, cmd.UseLine())
+		}
+		return nil
+	}
+}
+
 // completionTime is how long a shell may wait for what etcd has to offer it.
 const completionTime = 2 * time.Second
 

@@ -45,7 +45,7 @@ is not seen: medway-agent withdraw on the host itself works without etcd.
 Exit status: 0 done, or drained already; 1 an error; 2 with --dry-run: something
 would be written; 3 the drain is in force, and --wait has not seen its end.`,
 		Example: `  medwayctl node drain dc1-lvs-a --reason "new kernel" --wait --timeout 5m`,
-		Args:    cobra.ExactArgs(1),
+		Args:    exactlyOne("a node"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := w.check(cmd, "wait", o.dryRun); err != nil {
 				return err
@@ -89,7 +89,9 @@ func (o *operation) drain(ctx context.Context, client *store.Client, have *conte
 			kept = append(kept, vip)
 		}
 	}
-	if len(kept) > 0 {
+	if _, alive := have.Alive[name]; !alive {
+		fmt.Fprintf(o.out, "note: it is silent: the drain is for when it is back; if it is gone for good: medwayctl forget %s\n", name)
+	} else if len(kept) > 0 {
 		fmt.Fprintf(o.out, "note: it goes on with %s until another node can take over, or the target is another site: none can now\n", shortList(kept))
 	}
 	var ch change
@@ -151,7 +153,7 @@ itself only where they have ownership.preempt.
 
 Exit status: 0 done; 1 an error, or it is not drained; 2 with --dry-run: something
 would be written.`,
-		Args: cobra.ExactArgs(1),
+		Args: exactlyOne("a node"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return o.do(cmd, func(ctx context.Context, client *store.Client, have *contents) error {
 				name, key := args[0], drainKey(args[0])

@@ -68,7 +68,11 @@ func person() string {
 }
 
 // check looks at the flags; the words in them are stored.
-func (o *operation) check() error {
+func (o *operation) check(cmd *cobra.Command) error {
+	// One that must be given must say something.
+	if f := cmd.Flag("reason"); f.Changed && strings.TrimSpace(o.reason) == "" && f.Annotations[cobra.BashCompOneRequiredFlag] != nil {
+		return fmt.Errorf("flag --reason: value %s: expected a few words", state.Quote(o.reason))
+	}
 	for _, f := range []struct{ name, value string }{{"--by", o.by}, {"--reason", o.reason}} {
 		if len(f.value) > 200 || state.Line(f.value) != f.value {
 			return fmt.Errorf("flag %s: value %s: expected at most 200 bytes of text that can be printed", f.name, state.Quote(f.value))
@@ -82,7 +86,7 @@ func (o *operation) check() error {
 
 // do checks, reads all that is stored, and has the change made.
 func (o *operation) do(cmd *cobra.Command, f func(context.Context, *store.Client, *contents) error) error {
-	if err := o.check(); err != nil {
+	if err := o.check(cmd); err != nil {
 		return err
 	}
 	o.out = cmd.OutOrStdout()

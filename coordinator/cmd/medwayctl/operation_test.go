@@ -330,6 +330,7 @@ n3    dc2   g2     v1.2.3   -    -     -        -      silent
 func TestUnlock(t *testing.T) {
 	w := newWorld(t)
 	w.bad(`VIP "sip-1" is not locked`, "unlock", "sip-1")
+	w.bad(`VIP "sip-9" does not exist`, "unlock", "sip-9")
 	w.write("/medway/v1/locks/sip-1", `{"since":"2026-11-25T03:00:00Z","reason":"80% of 900 packets a second","from":"dc2","to":"dc1","by":"n1"}`)
 	if out := w.bad("what is stored differs", "unlock", "sip-1", "--dry-run"); out != "- /medway/v1/locks/sip-1\n" {
 		t.Errorf("%s", out)
@@ -356,8 +357,8 @@ func TestPauseAndResume(t *testing.T) {
 	w.bad("expected a VIP or --all, and not both", "pause", "sip-1", "--all", "--reason", "x")
 	w.bad(`"reason" not set`, "pause", "sip-1")
 	w.bad(`VIP "sip-9" does not exist`, "pause", "sip-9", "--reason", "x")
-	w.bad(`not paused: "sip-1"`, "resume", "sip-1")
-	w.bad(`not paused: "all VIPs"`, "resume", "--all")
+	w.bad(`VIP "sip-1" is not paused`, "resume", "sip-1")
+	w.bad("there is no pause of all VIPs", "resume", "--all")
 	w.bad("what is stored differs", "pause", "sip-1", "--reason", "x", "--dry-run")
 	if out := w.good("pause", "sip-1", "--reason", "fibre work", "--by", "alice"); !strings.HasPrefix(out, "sip-1: paused from revision ") {
 		t.Errorf("%s", out)
@@ -391,7 +392,10 @@ func TestSwitch(t *testing.T) {
 	w.bad(`"to" not set`, "switch", "sip-1")
 	w.bad(`VIP "sip-9" does not exist`, "switch", "sip-9", "--to", "dc2")
 	w.bad(`flag --to: value "dc9": expected a site of sip-1: dc1, dc2`, "switch", "sip-1", "--to", "dc9")
-	w.bad(`flag --to: value "dc1": the target is dc1 already`, "switch", "sip-1", "--to", "dc1")
+	before := w.all()
+	if out := w.good("switch", "sip-1", "--to", "dc1"); out != "sip-1: the target is dc1 already\n" || !cmp.Equal(before, w.all()) {
+		t.Errorf("%s", out)
+	}
 	w.bad(`flag --from: value "dc2": the target is dc1`, "switch", "sip-1", "--to", "dc2", "--from", "dc2")
 	if out := w.bad("what is stored differs", "switch", "sip-1", "--to", "dc2", "--dry-run"); out != "~ "+target+": dc2\n" {
 		t.Errorf("%s", out)
@@ -524,6 +528,7 @@ func TestHistory(t *testing.T) {
 	if out := w.good("history", "-o", "json"); out != "[]\n" {
 		t.Errorf("%q", out)
 	}
+	w.bad(`VIP "sip-9" does not exist, and has no history`, "history", "sip-9")
 	w.write("/medway/history/sip-1/2026-11-25T03:00:00.000000002Z", `{"at":"x","what":"automatic switchover","by":"n2","from":"dc1","to":"dc2","reason":"80% of 900 packets\u001b[2J","newer":1}`)
 	w.write("/medway/history/sip-2/2026-11-25T03:00:00.000000001Z", `{"what":"switch","by":"alice","to":"dc1"}`)
 	w.write("/medway/history/-/2026-11-25T04:00:00.000000000Z", `{"what":"drain n1","by":"bob"}`)
@@ -563,8 +568,8 @@ func TestFlagsOfOperations(t *testing.T) {
 	}{
 		{[]string{"node"}, ""},
 		{[]string{"node", "frobnicate"}, `unknown command "frobnicate"`},
-		{[]string{"node", "drain"}, "accepts 1 arg(s), received 0"},
-		{[]string{"node", "drain", "n1", "n2"}, "accepts 1 arg(s), received 2"},
+		{[]string{"node", "drain"}, "0 arguments: expected one, a node: medwayctl node"},
+		{[]string{"node", "drain", "n1", "n2"}, "2 arguments: expected one, a node: medwayctl node drain NODE"},
 		{[]string{"node", "drain", "n1", "--reason", long}, "flag --reason: value \"xxx"},
 		{[]string{"node", "drain", "n1", "--reason", "a\nb"}, `flag --reason: value "a\nb": expected at most 200 bytes`},
 		{[]string{"node", "drain", "n1", "--by", "\x1b[31m"}, `flag --by: value "\x1b[31m"`},
@@ -574,21 +579,23 @@ func TestFlagsOfOperations(t *testing.T) {
 		{[]string{"node", "drain", "n1", "--timeout", "1s"}, "flag --timeout: value 1s: expected --wait beside it"},
 		{[]string{"node", "drain", "n1", "--timeout", "soon"}, `invalid argument "soon" for "--timeout"`},
 		{[]string{"node", "drain", "n1", "--wait", "--dry-run"}, "flag --wait: nothing is written with --dry-run"},
-		{[]string{"node", "undrain"}, "accepts 1 arg(s), received 0"},
+		{[]string{"node", "undrain"}, "0 arguments: expected one, a node: medwayctl node"},
 		{[]string{"node", "undrain", "n1", "--by", "a\tb"}, "flag --by"},
 		{[]string{"node", "list", "n1"}, "unknown command"},
 		{[]string{"node", "list", "-o", "yaml"}, `flag --output: value "yaml": expected table or json`},
-		{[]string{"unlock"}, "accepts 1 arg(s)"},
+		{[]string{"unlock"}, "0 arguments: expected one, a VIP: medwayctl unlock VIP"},
 		{[]string{"unlock", "sip-1", "--reason", "\x00"}, "flag --reason"},
 		{[]string{"pause", "--all", "--reason", "\u202e"}, "flag --reason"},
 		{[]string{"pause", "a", "b", "--reason", "x"}, "accepts at most 1 arg(s)"},
 		{[]string{"resume"}, "expected a VIP or --all"},
 		{[]string{"resume", "a", "--all"}, "expected a VIP or --all"},
 		{[]string{"forget", "n1"}, `"reason" not set`},
-		{[]string{"forget", "--reason", "x"}, "accepts 1 arg(s)"},
+		{[]string{"forget", "--reason", "x"}, "0 arguments: expected one, a node: medwayctl forget NODE"},
+		{[]string{"forget", "n1", "--reason", " "}, `flag --reason: value " ": expected a few words`},
+		{[]string{"pause", "--all", "--reason", ""}, `flag --reason: value "": expected a few words`},
 		{[]string{"forget", "n1", "--reason", "x", "--routers-keep", "0s"}, "flag --routers-keep: value 0s: expected 1s or more"},
 		{[]string{"forget", "n1", "--reason", "x", "--routers-keep", "-1m"}, "flag --routers-keep: value -1m0s: expected 1s or more"},
-		{[]string{"switch", "--to", "dc1"}, "accepts 1 arg(s)"},
+		{[]string{"switch", "--to", "dc1"}, "0 arguments: expected one, a VIP: medwayctl switch VIP --to SITE"},
 		{[]string{"switch", "a", "--to", "dc1", "--timeout", "1s"}, "expected --watch beside it"},
 		{[]string{"switch", "a", "--to", "dc1", "--watch", "--dry-run"}, "flag --watch: nothing is written"},
 		{[]string{"history", "a", "b"}, "accepts at most 1 arg(s)"},

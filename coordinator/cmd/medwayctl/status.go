@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -26,7 +27,8 @@ func status(c *connection) *cobra.Command {
 		Use:   "status [VIP...]",
 		Short: "Show what every node does for every VIP",
 		Long: `Show what every node says of every VIP, or of those named: its role, the MED that it
-announces and why, its sessions, whether the VIP may switch by itself (AUTO: on, off,
+announces and why, its connections, the packets a second (PPS) of established ones, its
+BGP sessions, whether the VIP may switch by itself (AUTO: on, off,
 locked or paused), and all that is wrong with keys and nodes.
 
 Exit status: 0 also where something is wrong; 1 if etcd could not be read.`,
@@ -130,7 +132,7 @@ func elsewhere(s *state.Snapshot, nodes []*medwayv1.Status) (notices []state.Fau
 		if !served && carrier != "" {
 			notices = append(notices, state.Fault{
 				Key: state.Key{Kind: state.KindTarget, A: vip}.String(), Notice: true,
-				Reason: fmt.Sprintf("no living node of %s announces it: the traffic goes to %s, MED %d", site, carrier, lowest),
+				Reason: fmt.Sprintf("no living node of %s announces it: the traffic goes to %s, MED %d, as soon as routers miss the dead ones", site, carrier, lowest),
 			})
 		}
 	}
@@ -139,7 +141,7 @@ func elsewhere(s *state.Snapshot, nodes []*medwayv1.Status) (notices []state.Fau
 
 func writeTable(out io.Writer, s *state.Snapshot, nodes []*medwayv1.Status, only []string, now time.Time) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "VIP\tTARGET\tAUTO\tSITE\tNODE\tOWNER\tROLE\tMED\tCLAIM\tACTIVE\tINACT\tBGP\tNODE STATE")
+	fmt.Fprintln(w, "VIP\tTARGET\tAUTO\tSITE\tNODE\tOWNER\tROLE\tMED\tCLAIM\tACTIVE\tINACT\tPPS\tBGP\tNODE STATE")
 	var why, locks []string
 	for _, vip := range vipNames(s, nodes) {
 		if len(only) > 0 && !slices.Contains(only, vip) {
@@ -152,18 +154,26 @@ func writeTable(out io.Writer, s *state.Snapshot, nodes []*medwayv1.Status, only
 					continue
 				}
 				served = true
-				med := "-"
+				med, pps := "-", "-"
 				if v.Med != nil {
 					med = fmt.Sprint(*v.Med)
 				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\n", cell(vip), target(s, vip, v.Target), automatic(s, vip),
-					cell(n.Site), cell(n.Node), owns(s, n, vip), cell(v.Role), med, cell(v.Claim), v.ActiveConnections, v.InactiveConnections,
-					sessions(n), nodeState(s, n, now))
-				why = append(why, fmt.Sprintf("%s on %s: %s", vip, n.Node, v.Reason))
+				if v.PacketsPerSecond != nil {
+					pps = fmt.Sprint(*v.PacketsPerSecond)
+				}
+				_, alive := s.Alive[n.Node]
+				said, last := heard(alive), ""
+				if !alive {
+					last = ", when last heard of"
+				}
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", cell(vip), target(s, vip, v.Target), automatic(s, vip),
+					cell(n.Site), cell(n.Node), owns(s, n, vip), said(cell(v.Role)), said(med), said(cell(v.Claim)), said(v.ActiveConnections),
+					said(v.InactiveConnections), said(pps), said(sessions(n)), nodeState(s, n, now))
+				why = append(why, fmt.Sprintf("%s on %s%s: %s", vip, n.Node, last, v.Reason))
 			}
 		}
 		if !served {
-			fmt.Fprintf(w, "%s\t%s\t%s\t-\t-\t-\t-\t-\t-\t-\t-\t-\tno node\n", cell(vip), target(s, vip, s.Targets[vip].Site), automatic(s, vip))
+			fmt.Fprintf(w, "%s\t%s\t%s\t-\t-\t-\t-\t-\t-\t-\t-\t-\t-\tno node\n", cell(vip), target(s, vip, s.Targets[vip].Site), automatic(s, vip))
 			why = append(why, vip+": no agent of its groups has reported yet: "+groups(s.VIPs[vip]))
 		}
 		if l, locked := s.Locks[vip]; locked {
@@ -183,6 +193,18 @@ func writeTable(out io.Writer, s *state.Snapshot, nodes []*medwayv1.Status, only
 	section(out, "Faults", faults(s, nodes))
 	section(out, "Notices", notices(s))
 	return nil
+}
+
+// heard shows what a node says; of one that is silent in parentheses, since it may be
+// so no more.
+func heard(alive bool) func(value any) string {
+	return func(value any) string {
+		text := fmt.Sprint(value)
+		if alive || text == "-" {
+			return text
+		}
+		return "(" + text + ")"
+	}
 }
 
 func describe(l state.Lock) string {
@@ -380,7 +402,7 @@ func faults(s *state.Snapshot, nodes []*medwayv1.Status) []string {
 		}
 		for _, session := range n.Sessions {
 			if !session.Established {
-				out = append(out, fmt.Sprintf("%s: BGP session with %s is down since %s: %s", n.Node, session.Neighbor, session.Since, orDash(session.Error)))
+				out = append(out, fmt.Sprintf("%s: BGP session with %s is down since %s: %s", n.Node, session.Neighbor, session.Since, cmp.Or(session.Error, "connecting")))
 			}
 		}
 	}

@@ -33,7 +33,7 @@ func picture() (*state.Snapshot, []*medwayv1.Status) {
 			Node: "n1", Site: "dc1", Updated: "2024-11-22T16:59:00Z", Sessions: []*medwayv1.Session{up, up},
 			Vips: []*medwayv1.VIPStatus{
 				{Vip: "sip-2", Role: "backup standby", Claim: "none", Reason: "target is dc2"},
-				{Vip: "sip-1", Target: "dc1", Role: "active", Med: proto.Uint32(0), Claim: "0", Reason: "owner in the target site", ActiveConnections: 1234, InactiveConnections: 5},
+				{Vip: "sip-1", Target: "dc1", Role: "active", Med: proto.Uint32(0), Claim: "0", Reason: "owner in the target site", ActiveConnections: 1234, PacketsPerSecond: proto.Uint64(900), InactiveConnections: 5},
 				{Vip: "gone", Role: "active", Reason: "not in the plan any more"},
 			},
 			// Every node reports the same faults of keys; they are shown once.
@@ -51,7 +51,7 @@ func picture() (*state.Snapshot, []*medwayv1.Status) {
 var now = time.Date(2024, 11, 22, 17, 0, 0, 0, time.UTC)
 
 func TestTable(t *testing.T) {
-	const head = "VIP    TARGET  AUTO  SITE  NODE  OWNER  ROLE            MED  CLAIM  ACTIVE  INACT  BGP  NODE STATE\n"
+	const head = "VIP    TARGET  AUTO  SITE  NODE  OWNER  ROLE            MED    CLAIM  ACTIVE  INACT  PPS  BGP    NODE STATE\n"
 	const faults = `
 Faults
   /medway/v1/pools/sbc: empty value
@@ -63,18 +63,18 @@ Faults
 		only []string
 		want string
 	}{
-		{"all", nil, head + `gone   -       -     dc1   n1    -      active          -    -      0       0      2/2  alive
-sip-1  dc1     on    dc1   n1    yes    active          0    0      1234    5      2/2  alive
-sip-1  dc1     on    dc2   n2    -      backup          521  -      0       0      1/2  silent, last word 1m30s ago
-sip-2  -       off   dc1   n1    -      backup standby  -    none   0       0      2/2  alive
+		{"all", nil, head + `gone   -       -     dc1   n1    -      active          -      -      0       0      -    2/2    alive
+sip-1  dc1     on    dc1   n1    yes    active          0      0      1234    5      900  2/2    alive
+sip-1  dc1     on    dc2   n2    -      (backup)        (521)  -      (0)     (0)    -    (1/2)  silent, last word 1m30s ago
+sip-2  -       off   dc1   n1    -      backup standby  -      none   0       0      -    2/2    alive
 
 Why
   gone on n1: not in the plan any more
   sip-1 on n1: owner in the target site
-  sip-1 on n2: target is dc1
+  sip-1 on n2, when last heard of: target is dc1
   sip-2 on n1: target is dc2
 ` + faults},
-		{"one", []string{"sip-2"}, head + `sip-2  -       off   dc1   n1    -      backup standby  -    none   0       0      2/2  alive
+		{"one", []string{"sip-2"}, strings.NewReplacer("MED  ", "MED", "BGP  ", "BGP").Replace(head) + `sip-2  -       off   dc1   n1    -      backup standby  -    none   0       0      -    2/2  alive
 
 Why
   sip-2 on n1: target is dc2
@@ -146,13 +146,13 @@ func TestStatusTellsWhatKeepsTrafficWhereItIs(t *testing.T) {
 	if err := writeTable(&out, s, nodes[:2], []string{"sip-1"}, now); err != nil {
 		t.Fatal(err)
 	}
-	want := `VIP    TARGET  AUTO    SITE  NODE  OWNER  ROLE    MED  CLAIM  ACTIVE  INACT  BGP  NODE STATE
-sip-1  dc1     paused  dc1   n1    yes    active  0    0      1234    5      2/2  alive, cold
-sip-1  dc1     paused  dc2   n2    -      backup  521  -      0       0      1/2  silent, last word 1m30s ago, drained
+	want := `VIP    TARGET  AUTO    SITE  NODE  OWNER  ROLE      MED    CLAIM  ACTIVE  INACT  PPS  BGP    NODE STATE
+sip-1  dc1     paused  dc1   n1    yes    active    0      0      1234    5      900  2/2    alive, cold
+sip-1  dc1     paused  dc2   n2    -      (backup)  (521)  -      (0)     (0)    -    (1/2)  silent, last word 1m30s ago, drained
 
 Why
   sip-1 on n1: owner in the target site
-  sip-1 on n2: target is dc1
+  sip-1 on n2, when last heard of: target is dc1
 
 Nothing moves for VIPs of these nodes: they have not joined the epoch, which is new after a restore of etcd
   n2: is in epoch crane, not in heron; it is silent: start its agent, or medwayctl forget n2
@@ -263,7 +263,7 @@ func TestTableOfNothing(t *testing.T) {
 	if err := writeTable(&out, &state.Snapshot{}, nil, nil, now); err != nil {
 		t.Fatal(err)
 	}
-	if want := "VIP  TARGET  AUTO  SITE  NODE  OWNER  ROLE  MED  CLAIM  ACTIVE  INACT  BGP  NODE STATE\n"; out.String() != want {
+	if want := "VIP  TARGET  AUTO  SITE  NODE  OWNER  ROLE  MED  CLAIM  ACTIVE  INACT  PPS  BGP  NODE STATE\n"; out.String() != want {
 		t.Errorf("got %q", out.String())
 	}
 }
@@ -398,8 +398,8 @@ func TestVIPWithoutANode(t *testing.T) {
 	if err := writeTable(&out, s, nil, nil, now); err != nil {
 		t.Fatal(err)
 	}
-	want := `VIP    TARGET  AUTO  SITE  NODE  OWNER  ROLE  MED  CLAIM  ACTIVE  INACT  BGP  NODE STATE
-sip-1  dc1     off   -     -     -      -     -    -      -       -      -    no node
+	want := `VIP    TARGET  AUTO  SITE  NODE  OWNER  ROLE  MED  CLAIM  ACTIVE  INACT  PPS  BGP  NODE STATE
+sip-1  dc1     off   -     -     -      -     -    -      -       -      -    -    no node
 
 Why
   sip-1: no agent of its groups has reported yet: g1 in dc1, g2 in dc2
@@ -417,7 +417,7 @@ func TestElsewhere(t *testing.T) {
 	}
 	s.Targets["sip-1"] = state.Target{Site: "dc2"} // whose node is silent
 	want := []state.Fault{{
-		Key: "/medway/v1/target_state/sip-1", Notice: true, Reason: "no living node of dc2 announces it: the traffic goes to n1, MED 0",
+		Key: "/medway/v1/target_state/sip-1", Notice: true, Reason: "no living node of dc2 announces it: the traffic goes to n1, MED 0, as soon as routers miss the dead ones",
 	}}
 	if diff := cmp.Diff(want, elsewhere(s, nodes)); diff != "" {
 		t.Error(diff)

@@ -32,10 +32,11 @@ medwayctl status says what it waits for.
 With --watch it follows until a node of the new site is active and none of another
 site is, as far as nodes that hold their lease tell.
 
-Exit status: 0 done; 1 an error; 2 with --dry-run: something would be written; 3 the
-target is put, and --watch has not seen the traffic move.`,
+Exit status: 0 done, or it is the target already; 1 an error; 2 with --dry-run:
+something would be written; 3 the target is put, and --watch has not seen the traffic
+move.`,
 		Example: `  medwayctl switch sip-1 --from dc1 --to dc2 --watch --timeout 1m`,
-		Args:    cobra.ExactArgs(1),
+		Args:    exactlyOne("a VIP"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := w.check(cmd, "watch", o.dryRun); err != nil {
 				return err
@@ -87,7 +88,8 @@ func (o *operation) switchVIP(ctx context.Context, client *store.Client, have *c
 	case from != "" && from != now:
 		return fmt.Errorf("flag --from: value %s: the target is %s", state.Quote(from), now)
 	case now == to:
-		return fmt.Errorf("flag --to: value %s: the target is %s already", state.Quote(to), to)
+		fmt.Fprintf(o.out, "%s: the target is %s already\n", vip, to)
+		return nil
 	}
 	if !have.ableIn(to, vip, "") {
 		fmt.Fprintf(o.out, "note: no node of %s could take it now, by what they say last: dead, drained, cold, unable or without a BGP session; the traffic stays until one can\n", to)
