@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The lab for a person: lab.sh up|shell NODE [CMD...]|status|down
+# The lab for a person: lab.sh up|shell NODE [CMD...]|status|down, and what breaks it: kill|start|power|cut|mend ...
 set -euo pipefail
 PROG=lab
 # shellcheck source=scripts/lib.sh
@@ -32,6 +32,9 @@ On an LVS host:     ipvsadm -ln; ipvsadm -lnc; iptables -t mangle -S; ip -d link
                     medway-agent status -c /run/medway-lab/dc1-lvs-a/agent.yaml (also plan, withdraw sip-1, resume sip-1)
 On an edge router:  birdc -s /run/medway-lab/dc1-edge/bird.ctl show route all
 On the clients:     sipp ..., or: sbc idle 203.0.113.10:5060 -n 20 --every 5s   (IPv6: [2001:db8:10::10]:5060)
+Break things:       scripts/lab.sh power off dc1-lvs-a (power on; kill -s KILL, start: its agent; cut, mend: docs/drills.md)
+                    A lease lasts 15 s here, and a host that dies in silence is missed after 9 s, without BFD (--bfd 1s):
+                    an emulated processor can't keep BFD's own pace.
 When done:          make lab-down
 TEXT
     ;;
@@ -46,10 +49,14 @@ TEXT
     running
     exec "$REPO/scripts/with-kernel.sh" "$inside" status
     ;;
+  kill | start | power | cut | mend)
+    running
+    exec "$REPO/scripts/with-kernel.sh" "$inside" "$@"
+    ;;
   down)
     if ! host_has_ipvs; then exec "$REPO/scripts/vm.sh" down; fi
     is_built || { say "was not up"; exit 0; }   # make clean, in a clone where nothing was built
     exec "$inside" down
     ;;
-  *) die "usage: lab.sh up|shell NODE [CMD...]|status|down" ;;
+  *) die "usage: lab.sh up|shell NODE [CMD...]|status|kill|start|power|cut|mend ...|down" ;;
 esac

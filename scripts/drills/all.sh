@@ -15,7 +15,7 @@ mkdir -p "$results"
 rm -f "$results"/*
 if ! host_has_ipvs && scripts/vm.sh status >/dev/null 2>&1; then die "a virtual machine is up, perhaps with somebody's lab: end it first (make lab-down)"; fi
 trap 'scripts/lab.sh down' EXIT
-scripts/lab.sh up --lvs 2 --hold-time 9s >"$results/lab.log" || die "the lab did not come up: $results/lab.log"
+scripts/lab.sh up >"$results/lab.log" || die "the lab did not come up: $results/lab.log"
 
 failed=0
 run() { # run LOG DRILL [ARGS...]: sets line

@@ -2,8 +2,7 @@
 # Shared by the drills; sourced, never run. A drill does to a running lab what its row in docs/drills.md says, while
 # calls are held, and prints one line: PASS or FAIL, with its figures.
 #
-# The lab has two LVS hosts a site, and sessions that end in time for phones to wait for it (make drills does this):
-#   scripts/lab.sh up --lvs 2 --hold-time 9s
+# The lab is that of scripts/lab.sh up: two LVS hosts a site, and sessions that end in time for phones to wait for it.
 # "--sabotage": messages of the connection sync are lost. A drill in which traffic moves must then FAIL.
 PROG=$(basename "$0" .sh)
 # shellcheck source=scripts/lib.sh
@@ -26,7 +25,7 @@ etcd() { lab exec witness etcdctl --command-timeout=20s "$@"; }
 lab status >"$WORK/status" || die "no lab is up: make lab"
 hosts() { awk '$2 == "agent" { print $1 }' "$WORK/status"; }          # all LVS hosts, or one site's
 hosts_of() { hosts | grep "^$1-"; }
-(($(hosts | wc -l) >= 4)) || die "the lab has $(hosts | wc -l) LVS hosts, expected two a site: scripts/lab.sh up --lvs 2 --hold-time 9s"
+(($(hosts | wc -l) >= 4)) || die "the lab has $(hosts | wc -l) LVS hosts, expected two a site: scripts/lab.sh up"
 
 faults=() figures=()
 fault() { faults+=("$*"); say "FAULT: $*"; }

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"strings"
+	"time"
 	"syscall"
 	"text/tabwriter"
 
@@ -68,7 +69,7 @@ func upCommand(dir *string) *cobra.Command {
 	f := cmd.Flags()
 	f.DurationVar(&opts.WANDelay, "wan-delay", 0, "one-way delay between the sites, such as 5ms")
 	f.IntVar(&lvs, "lvs", 2, "LVS hosts in each site")
-	f.DurationVar(&opts.HoldTime, "hold-time", 0, "of the agents' BGP sessions (default 90s)")
+	f.DurationVar(&opts.HoldTime, "hold-time", 9*time.Second, "of the agents' BGP sessions; longer where an emulated processor stalls")
 	f.StringVar(&opts.Prefix, "prefix", "mw-", prefixHelp)
 	f.StringVar(&opts.BinDir, "bin", "", "directory of the project's binaries (default: this program's own)")
 	f.DurationVar(&opts.BFD, "bfd", 0, "interval of BFD between the edges and the LVS hosts, such as 150ms; 1s on an emulated processor")
