@@ -39,6 +39,7 @@ var mayImport = map[string][]string{
 	"agent/internal/arp":         {"pkg/plan", "agent/internal/link"},
 	"agent/internal/lease":       {"pkg/plan", "pkg/store"},
 	"agent/internal/local":       {"pkg/state", "proto/..."},
+	"agent/internal/telemetry":   {"pkg/state", "proto/..."},
 	"agent/internal/link/nstest": {},
 	"agent/cmd/medway-agent":     {"agent", "agent/internal/local"},
 
@@ -86,6 +87,7 @@ var libraries = map[string]struct {
 	"github.com/vishvananda/netlink": {owner: "agent/internal/link", others: map[string]string{
 		"integration/lab": "lays the cables of the topology",
 	}},
+	"github.com/prometheus/client_golang": {owner: "agent/internal/telemetry"},
 	"github.com/vishvananda/netns": {owner: "integration/lab", others: map[string]string{
 		"agent/internal/link/nstest": "gives tests a namespace of their own",
 	}},
