@@ -43,7 +43,8 @@ var mayImport = map[string][]string{
 	"agent/internal/link/nstest": {},
 	"agent/cmd/medway-agent":     {"agent", "agent/internal/local"},
 
-	"coordinator/cmd/medwayctl": {"coordinator", "proto/..."},
+	"coordinator/internal/switchover": {"pkg/state", "pkg/store", "pkg/plan", "proto/..."},
+	"coordinator/cmd/medwayctl":       {"coordinator", "proto/..."},
 
 	"integration/...": {"..."},
 }

@@ -24,9 +24,10 @@ type Move struct {
 
 // Observed is what a node told of itself last.
 type Observed struct {
-	At     time.Time
-	InPlan bool   // its kernel is as planned
-	Cold   string // why it is, "" where it is warm
+	At       time.Time
+	Revision int64  // of etcd, that the node acts on
+	InPlan   bool   // its kernel is as planned
+	Cold     string // why it is, "" where it is warm
 	// Down are the neighbours without an established session.
 	Down []string
 	VIPs map[string]ObservedVIP
@@ -472,5 +473,5 @@ func (f *flight) idle() Check {
 	if f.Busy == "" {
 		return Check{Name: CheckBusy, OK: true}
 	}
-	return failed(CheckBusy, Problem{f.Busy, "/medway/switchovers/" + f.VIP, "wait until it has ended, or cancel it"})
+	return failed(CheckBusy, Problem{f.Busy, state.SwitchoverPrefix + f.VIP, "wait until it has ended, or cancel it"})
 }
