@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -375,8 +376,10 @@ func TestProbe(t *testing.T) {
 func TestRecordOfANewerCoordinator(t *testing.T) {
 	t.Parallel()
 	for name, value := range map[string]string{
-		"a field":   `{"id":"x","from":"dc1","to":"dc2","step":"force","newer":1}`,
-		"a step":    `{"id":"x","from":"dc1","to":"dc2","step":"drain"}`,
+		"a field":   `{"id":"x","from":"dc1","to":"dc2","step":"force","steps":[{"name":"force"}],"newer":1}`,
+		"a step":    `{"id":"x","from":"dc1","to":"dc2","step":"drain","steps":[{"name":"drain"}]}`,
+		"no steps":  `{"id":"x","from":"dc1","to":"dc2","step":"verify"}`,
+		"no name":   `{"id":"x","from":"dc1","to":"dc 2","result":"done"}`,
 		"not JSON":  `dc2`,
 		"no record": `{}`,
 	} {
@@ -396,6 +399,76 @@ func TestRecordOfANewerCoordinator(t *testing.T) {
 				t.Errorf("%q", got)
 			}
 		})
+	}
+}
+
+// TestWithoutEtcd nobody gets an answer from what was known before.
+func TestWithoutEtcd(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, "v")
+	e, _, _ := l.engine(0)
+	if _, err := e.Preflight(l.deadline(), order("v")); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.etcd.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	l.eventually("it says so", func() bool {
+		_, err := e.Preflight(l.deadline(), order("v"))
+		return errors.Is(err, ErrStale)
+	})
+	for what, err := range map[string]error{
+		"cancel":            e.Cancel(l.deadline(), "v", "alice", ""),
+		"cancel evacuation": e.CancelEvacuation(l.deadline(), "dc1", "alice", ""),
+	} {
+		if !errors.Is(err, ErrStale) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if _, err := e.Start(l.deadline(), order("v")); !errors.Is(err, ErrStale) {
+		t.Errorf("%v", err)
+	}
+	if err := l.etcd.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	l.eventually("it goes on", func() bool {
+		_, err := e.Start(l.deadline(), order("v"))
+		return err == nil
+	})
+	l.moved("v")
+}
+
+// TestLiveNumbers count for more than a status, as long as they are of the process
+// that lives.
+func TestLiveNumbers(t *testing.T) {
+	alive := state.Alive{Since: started}
+	now := started.Add(time.Hour)
+	med, rate := uint32(50), uint64(7)
+	status := &medwayv1.Status{
+		Since: started.UTC().Format(time.RFC3339), Revision: 9, Faults: []*medwayv1.Fault{{Subject: "etcd"}},
+		Sessions: []*medwayv1.Session{{Neighbor: "192.0.2.1", Established: true}, {Neighbor: "192.0.2.2"}},
+		Vips: []*medwayv1.VIPStatus{
+			{Vip: "v", Role: "force active", Med: &med, ActiveConnections: 3, InactiveConnections: 4, PacketsPerSecond: &rate, Target: "dc2"},
+			{Vip: "w"},
+		},
+	}
+	o, ok := OfStatus(status, alive, now)
+	v, w := o.VIPs["v"], o.VIPs["w"]
+	if !ok || !o.At.Equal(now) || o.Revision != 9 || !o.InPlan || !slices.Equal(o.Down, []string{"192.0.2.2"}) ||
+		v.MED != 50 || v.Connections != 7 || *v.Rate != 7 || v.Role != plan.ForceActive || v.Target != "dc2" || w.MED != state.NoMED || w.Rate != nil {
+		t.Errorf("%v %+v", ok, o)
+	}
+	status.Faults[0].Subject = "kernel"
+	if o, ok := OfStatus(status, alive, now); !ok || o.InPlan {
+		t.Errorf("%v %+v", ok, o)
+	}
+	live := &medwayv1.Live{At: stamp(now), Status: status, InPlan: true, Cold: "why"}
+	if o, ok := OfLive(live, alive); !ok || !o.At.Equal(now) || !o.InPlan || o.Cold != "why" {
+		t.Errorf("%v %+v", ok, o)
+	}
+	alive.Since = started.Add(time.Second)
+	if o, ok := OfLive(live, alive); ok {
+		t.Errorf("of the process before: %+v", o)
 	}
 }
 

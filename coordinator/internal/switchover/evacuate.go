@@ -210,7 +210,10 @@ func (e *Engine) evacuate(site string, r evacuation, records map[string]record, 
 // fits looks whether a switchover of an evacuation may begin, or says why it is
 // left out.
 func (e *Engine) fits(o Order, m *medwayv1.EvacuationMove, r evacuation, w world, with []string) (checks []plan.Check, skip string) {
+	_, exists := w.VIPs[o.VIP]
 	switch t := w.Targets[o.VIP]; {
+	case !exists:
+		return nil, "it does not exist any more"
 	case r.Cancel != nil:
 		return nil, "cancelled by " + r.Cancel.By
 	case !w.now.Before(timeOf(r.Deadline)):

@@ -74,6 +74,21 @@ func TestEvacuateKilledAfterEachWrite(t *testing.T) {
 	}
 }
 
+// TestTwoEnginesEvacuate at once, each of the VIPs once.
+func TestTwoEnginesEvacuate(t *testing.T) {
+	t.Parallel()
+	vips := vipNames(2*batch + 5)
+	l := newLab(t, vips...)
+	e, _, _ := l.engine(0)
+	l.engine(0)
+	l.engine(0)
+	if _, err := e.Evacuate(l.deadline(), Evacuation{Site: "dc1", By: "alice"}); err != nil {
+		t.Fatal(err)
+	}
+	l.evacuated(Done)
+	l.moved(vips...)
+}
+
 func TestEvacuate(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, "u", "v", "w")

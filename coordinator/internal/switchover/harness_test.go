@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -32,7 +33,7 @@ var etcdBinary = sync.OnceValues(func() (string, error) {
 })
 
 // startEtcd starts a real server and returns its URL.
-func startEtcd(t testing.TB) string {
+func startEtcd(t testing.TB) (url string, server *os.Process) {
 	t.Helper()
 	binary, err := etcdBinary()
 	if err != nil {
@@ -64,7 +65,7 @@ func startEtcd(t testing.TB) string {
 			t.Log(log.String())
 		}
 	})
-	return urls[0]
+	return urls[0], cmd.Process
 }
 
 // lab is one etcd, and agents of two sites with a node each that do what the
@@ -73,6 +74,7 @@ func startEtcd(t testing.TB) string {
 type lab struct {
 	t      testing.TB
 	url    string
+	etcd   *os.Process
 	client *store.Client
 	lease  int64
 	vips   []string
@@ -94,9 +96,10 @@ var started = time.Unix(1_700_000_000, 0)
 func newLab(t testing.TB, vips ...string) *lab {
 	t.Helper()
 	l := &lab{
-		t: t, url: startEtcd(t), vips: vips, targets: map[string]string{}, records: map[string]*medwayv1.Switchover{},
+		t: t, vips: vips, targets: map[string]string{}, records: map[string]*medwayv1.Switchover{},
 		meds: map[string]map[string]uint32{}, busy: map[string]string{}, last: map[string]string{},
 	}
+	l.url, l.etcd = startEtcd(t)
 	l.client = l.open()
 	ctx := l.deadline()
 	lease, err := l.client.Grant(ctx, 10*time.Minute)

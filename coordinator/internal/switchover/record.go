@@ -1,6 +1,7 @@
 package switchover
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -48,10 +49,10 @@ func EvacuationKey(site string) string { return state.EvacuationPrefix + site }
 func Decode(e store.Entry) (*medwayv1.Switchover, error) {
 	r := &medwayv1.Switchover{}
 	if err := protojson.Unmarshal(e.Value, r); err != nil {
-		return nil, fmt.Errorf("%s: %s", e.Key, state.Line(err.Error()))
+		return nil, fmt.Errorf("%s: %s", state.Line(e.Key), state.Line(err.Error()))
 	}
-	if r.Id == "" || r.From == "" || r.To == "" || r.Result == "" && !slices.Contains([]string{StepForce, StepRaise, StepNormalise, StepVerify, StepReturn}, r.Step) {
-		return nil, fmt.Errorf("%s: expected id, from, to and a step that this build knows, found step %s", e.Key, state.Quote(r.Step))
+	if err := checkRecord(strings.TrimPrefix(e.Key, state.SwitchoverPrefix), r); err != nil {
+		return nil, fmt.Errorf("%s: %w", state.Line(e.Key), err)
 	}
 	if r.TargetRevision == 0 {
 		r.TargetRevision = e.ModRevision
@@ -59,14 +60,41 @@ func Decode(e store.Entry) (*medwayv1.Switchover, error) {
 	return r, nil
 }
 
+// checkRecord looks at what a step relies on: names become keys and targets.
+func checkRecord(vip string, r *medwayv1.Switchover) error {
+	for _, name := range []string{vip, r.From, r.To} {
+		if err := state.CheckName(name); err != nil {
+			return err
+		}
+	}
+	switch {
+	case r.Id == "":
+		return errors.New("field id: missing")
+	case r.Result != "":
+		return nil
+	case !slices.Contains([]string{StepForce, StepRaise, StepNormalise, StepVerify, StepReturn}, r.Step):
+		return fmt.Errorf("field step: value %s: expected one that this build knows", state.Quote(r.Step))
+	case len(r.Steps) == 0 || r.Steps[len(r.Steps)-1].Name != r.Step:
+		return fmt.Errorf("field steps: expected the last one to be %s, as in field step", r.Step)
+	}
+	return nil
+}
+
 // DecodeEvacuation is [Decode] of an evacuation.
 func DecodeEvacuation(e store.Entry) (*medwayv1.Evacuation, error) {
 	r := &medwayv1.Evacuation{}
 	if err := protojson.Unmarshal(e.Value, r); err != nil {
-		return nil, fmt.Errorf("%s: %s", e.Key, state.Line(err.Error()))
+		return nil, fmt.Errorf("%s: %s", state.Line(e.Key), state.Line(err.Error()))
 	}
 	if r.Id == "" {
-		return nil, fmt.Errorf("%s: expected an id", e.Key)
+		return nil, fmt.Errorf("%s: field id: missing", state.Line(e.Key))
+	}
+	for i, m := range r.Moves {
+		for _, name := range []string{m.Vip, m.To} {
+			if err := state.CheckName(name); err != nil {
+				return nil, fmt.Errorf("%s: field moves[%d]: %w", state.Line(e.Key), i, err)
+			}
+		}
 	}
 	return r, nil
 }

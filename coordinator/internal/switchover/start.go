@@ -104,14 +104,23 @@ func (o Order) check(s *state.Snapshot) error {
 	return errors.Join(errs...)
 }
 
+// staleAfter is how old what is known of etcd may be for an answer to a person.
+const staleAfter = 5 * time.Second
+
+// ErrStale says that etcd can't be reached, so that what is known may be wrong.
+var ErrStale = errors.New("etcd can't be reached")
+
 // known waits until the engine knows what etcd holds.
 func (e *Engine) known(ctx context.Context) error {
 	select {
 	case <-e.ready:
-		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("etcd has not been read yet: %w", ctx.Err())
+		return fmt.Errorf("%w: nothing has been read yet: %w", ErrStale, ctx.Err())
 	}
+	if fresh := e.config.Store.Fresh(); time.Since(fresh) > staleAfter {
+		return fmt.Errorf("%w since %s", ErrStale, fresh.UTC().Format(time.RFC3339))
+	}
+	return nil
 }
 
 // busy is what is under way for a VIP, "" for nothing.
@@ -188,7 +197,8 @@ func begin(o Order, checks []plan.Check, evacuation string, w world) *change {
 	at := stamp(w.now)
 	r := &medwayv1.Switchover{
 		Id: rand.Text(), From: o.From, To: o.To, By: o.By, Reason: o.Reason, Evacuation: evacuation,
-		Started: at, Updated: at, Step: StepForce, Deadline: stamp(w.now.Add(w.limits.Force)), Checks: ChecksOf(checks, o.Force),
+		Started: at, Updated: at, Step: StepForce, Deadline: stamp(w.now.Add(w.limits.Force)),
+		WaitsFor: "a node of " + o.To + " to announce it", Checks: ChecksOf(checks, o.Force),
 		Steps: []*medwayv1.SwitchoverStep{
 			{Name: StepPreflight, Began: at, Ended: at}, {Name: StepPut, Began: at, Ended: at}, {Name: StepForce, Began: at},
 		},

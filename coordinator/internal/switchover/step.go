@@ -204,7 +204,7 @@ func (s *stepper) goBack(why, by, reason string) {
 	}
 	s.c.event = &medwayv1.Event{What: "switch back", From: s.r.To, To: s.r.From, By: by, Reason: state.Line(joined(why, reason))}
 	s.next(StepReturn, why, s.limits.Return)
-	s.r.Why, s.r.TargetRevision = state.Line(why), 0
+	s.r.Why, s.r.TargetRevision, s.r.WaitsFor = state.Line(why), 0, "a node of "+s.r.From+" to announce it"
 }
 
 func joined(why, reason string) string {
