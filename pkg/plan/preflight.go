@@ -2,7 +2,6 @@ package plan
 
 import (
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -16,8 +15,8 @@ const observedFor = 30 * time.Second
 // Move is a planned switchover of a VIP from one site to another.
 type Move struct {
 	VIP, From, To string
-	// With are other VIPs that move to the same site at the same time.
-	With []string
+	// With are the VIPs that move to the same site at the same time.
+	With map[string]bool
 	// Busy is what stands in the way: another switchover; "": nothing.
 	Busy string
 }
@@ -324,9 +323,9 @@ func because(reason string) string {
 }
 
 // pools of the VIP, sorted.
-func (f *flight) pools(vip string) []string {
+func (f *flight) pools() []string {
 	var names []string
-	for _, s := range f.VIPs[vip].Services {
+	for _, s := range f.VIPs[f.VIP].Services {
 		names = append(names, s.Pool)
 	}
 	slices.Sort(names)
@@ -346,7 +345,7 @@ func (f *flight) backends(pool string) (n uint64) {
 // health is from what is stored: which backends there are.
 func (f *flight) health() Check {
 	var problems []Problem
-	for _, pool := range f.pools(f.VIP) {
+	for _, pool := range f.pools() {
 		if _, ok := f.Pools[pool]; !ok {
 			problems = append(problems, Problem{"pool " + pool + " does not exist", keyOf(state.KindPool, pool), "put it: medwayctl apply"})
 		} else if f.backends(pool) == 0 {
@@ -376,22 +375,26 @@ func (f *flight) connections(vip, site string) (most uint64, told bool) {
 func (f *flight) capacity() Check {
 	var problems []Problem
 	c := Check{Name: CheckCapacity}
-	for _, pool := range f.pools(f.VIP) {
+	for _, pool := range f.pools() {
 		upper := uint64(f.Pools[pool].Upper)
 		if upper == 0 {
 			continue
 		}
 		need := uint64(0)
-		for _, vip := range slices.Sorted(maps.Keys(f.VIPs)) {
-			comes := vip == f.VIP || slices.Contains(f.With, vip) || f.Targets[vip].Site == f.To
-			if !comes || !slices.Contains(f.pools(vip), pool) {
+		silent := 0
+		for vip, v := range f.VIPs {
+			comes := vip == f.VIP || f.With[vip] || f.Targets[vip].Site == f.To
+			if !comes || !slices.ContainsFunc(v.Services, func(s state.Service) bool { return s.Pool == pool }) {
 				continue
 			}
 			n, told := f.connections(vip, "")
 			if !told {
-				c.Assumed, c.Note = true, "no node has told how many connections "+vip+" has"
+				silent++
 			}
 			need += n
+		}
+		if silent > 0 {
+			c.Assumed, c.Note = true, fmt.Sprintf("of %d VIPs of pool %s no node has told how many connections they have", silent, pool)
 		}
 		if n := f.backends(pool); need > n*upper {
 			problems = append(problems, Problem{fmt.Sprintf("pool %s: %d connections, and the backends of %s (%d, up to %d each) have room for %d",

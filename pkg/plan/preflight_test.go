@@ -114,7 +114,7 @@ func TestPreflight(t *testing.T) {
 		{"no thresholds", func(s *site) { s.Pools["sbc"] = state.Pool{} }, nil, nil},
 		{"thresholds, with VIPs that are there", func(s *site) { s.other("dc2", 200) }, []CheckName{CheckCapacity}, []string{"1100 connections"}},
 		{"thresholds, with VIPs that stay away", func(s *site) { s.other("dc1", 200) }, nil, nil},
-		{"thresholds, with VIPs that come along", func(s *site) { s.other("dc1", 200); s.move.With = []string{"u"} },
+		{"thresholds, with VIPs that come along", func(s *site) { s.other("dc1", 200); s.move.With = map[string]bool{"u": true} },
 			[]CheckName{CheckCapacity}, []string{"1100 connections"}},
 		{"parity", func(s *site) { s.observe("dc2-a", func(_ *Observed, v *ObservedVIP) { v.Connections = 809 }) },
 			[]CheckName{CheckParity}, []string{"dc2-a knows 809 of 900 connections, expected 90 %", "tunnels"}},

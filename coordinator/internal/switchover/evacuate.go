@@ -76,9 +76,11 @@ func (e *Engine) moves(o Evacuation, w world) (*medwayv1.Evacuation, error) {
 		r.Force = append(r.Force, string(name))
 	}
 	var vips []string
+	with := map[string]bool{}
 	for _, vip := range slices.Sorted(maps.Keys(w.VIPs)) {
 		if w.Targets[vip].Site == o.Site {
 			vips = append(vips, vip)
+			with[vip] = true
 		}
 	}
 	if len(vips) == 0 {
@@ -86,7 +88,7 @@ func (e *Engine) moves(o Evacuation, w world) (*medwayv1.Evacuation, error) {
 	}
 	refused := &RefusedError{Checks: map[string][]plan.Check{}, Force: o.Force}
 	for _, vip := range vips {
-		to, checks, err := e.destination(o, vip, vips, w)
+		to, checks, err := e.destination(o, vip, with, w)
 		if err != nil {
 			return nil, err
 		}
@@ -102,7 +104,7 @@ func (e *Engine) moves(o Evacuation, w world) (*medwayv1.Evacuation, error) {
 }
 
 // destination is the site that a VIP goes to, with its preflight.
-func (e *Engine) destination(o Evacuation, vip string, with []string, w world) (to string, checks []plan.Check, err error) {
+func (e *Engine) destination(o Evacuation, vip string, with map[string]bool, w world) (to string, checks []plan.Check, err error) {
 	sites := slices.DeleteFunc(slices.Sorted(maps.Keys(w.VIPs[vip].Groups)), func(site string) bool {
 		return site == o.Site || o.To != "" && site != o.To
 	})
@@ -167,9 +169,9 @@ func (e *Engine) evacuate(site string, r evacuation, records map[string]record, 
 	next := proto.Clone(r.Evacuation).(*medwayv1.Evacuation)
 	all.guards = []store.Guard{{Key: EvacuationKey(site), ModRevision: r.revision}}
 	// Those of the same evacuation count together, whether they have begun or not.
-	var with []string
+	with := make(map[string]bool, len(next.Moves))
 	for _, m := range next.Moves {
-		with = append(with, m.Vip)
+		with[m.Vip] = true
 	}
 	n := 0
 	for _, m := range next.Moves {
@@ -209,7 +211,7 @@ func (e *Engine) evacuate(site string, r evacuation, records map[string]record, 
 
 // fits looks whether a switchover of an evacuation may begin, or says why it is
 // left out.
-func (e *Engine) fits(o Order, m *medwayv1.EvacuationMove, r evacuation, w world, with []string) (checks []plan.Check, skip string) {
+func (e *Engine) fits(o Order, m *medwayv1.EvacuationMove, r evacuation, w world, with map[string]bool) (checks []plan.Check, skip string) {
 	_, exists := w.VIPs[o.VIP]
 	switch t := w.Targets[o.VIP]; {
 	case !exists:

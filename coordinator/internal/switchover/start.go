@@ -150,7 +150,7 @@ func (e *Engine) Preflight(ctx context.Context, o Order) ([]plan.Check, error) {
 	return e.preflight(o, w, nil), nil
 }
 
-func (e *Engine) preflight(o Order, w world, with []string) []plan.Check {
+func (e *Engine) preflight(o Order, w world, with map[string]bool) []plan.Check {
 	return plan.Preflight(w.Snapshot, plan.Move{VIP: o.VIP, From: o.From, To: o.To, With: with, Busy: e.busy(o.VIP)}, w.observed, w.now)
 }
 
