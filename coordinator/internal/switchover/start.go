@@ -104,8 +104,12 @@ func (o Order) check(s *state.Snapshot) error {
 	return errors.Join(errs...)
 }
 
-// staleAfter is how old what is known of etcd may be for an answer to a person.
-const staleAfter = 5 * time.Second
+const (
+	// staleAfter is how old what is known of etcd may be for an answer to a person.
+	staleAfter = 5 * time.Second
+	// freshWait is how long an answer waits for that.
+	freshWait = 2 * time.Second
+)
 
 // ErrStale says that etcd can't be reached, so that what is known may be wrong.
 var ErrStale = errors.New("etcd can't be reached")
@@ -117,10 +121,21 @@ func (e *Engine) known(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("%w: nothing has been read yet: %w", ErrStale, ctx.Err())
 	}
-	if fresh := e.config.Store.Fresh(); time.Since(fresh) > staleAfter {
-		return fmt.Errorf("%w since %s", ErrStale, fresh.UTC().Format(time.RFC3339))
+	// What was just listed counts as fresh a moment later.
+	ctx, cancel := context.WithTimeout(ctx, freshWait)
+	defer cancel()
+	for {
+		refreshed := e.config.Store.Refreshed()
+		fresh := e.config.Store.Fresh()
+		if time.Since(fresh) <= staleAfter {
+			return nil
+		}
+		select {
+		case <-refreshed:
+		case <-ctx.Done():
+			return fmt.Errorf("%w: it was read last at %s", ErrStale, fresh.UTC().Format(time.RFC3339))
+		}
 	}
-	return nil
 }
 
 // busy is what is under way for a VIP, "" for nothing.
