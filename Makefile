@@ -34,7 +34,7 @@ build: ## Build all programs into bin/
 generate: ## Make the Go code of proto/ (needs protobuf-compiler and libprotobuf-dev)
 	@mkdir -p bin
 	@$(BUILD) -o bin/protoc-gen-go google.golang.org/protobuf/cmd/protoc-gen-go
-	protoc --plugin=bin/protoc-gen-go --go_out=. --go_opt=module=github.com/medway-lb/medway -I proto proto/medway/v1/medway.proto
+	protoc --plugin=bin/protoc-gen-go --go_out=. --go_opt=module=github.com/medway-lb/medway -I proto proto/medway/v1/*.proto
 
 lint: $(LINTER) ## Check the code with gofmt, go vet and golangci-lint (built on first use)
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }

@@ -18,6 +18,7 @@ import (
 	"github.com/medway-lb/medway/agent/internal/bgp"
 	"github.com/medway-lb/medway/agent/internal/lease"
 	"github.com/medway-lb/medway/agent/internal/local"
+	"github.com/medway-lb/medway/agent/internal/telemetry"
 	"github.com/medway-lb/medway/pkg/plan"
 	"github.com/medway-lb/medway/pkg/reconcile"
 	"github.com/medway-lb/medway/pkg/state"
@@ -38,7 +39,9 @@ type Agent struct {
 	keeper  *lease.Keeper
 	speaker speaker
 	segment segment // nil but in ARP mode
-	kernel  kernel
+	// telemetry is nil where it is off.
+	telemetry *telemetry.Server
+	kernel    kernel
 
 	mu sync.Mutex
 	// seen is what was seen of the segment last.
@@ -189,6 +192,9 @@ func (a *Agent) open(h host) (err error) {
 		return err
 	}
 	a.keeper = lease.NewKeeper(a.store, a.config.LeaseTTL, a.leaseFile(), bootID(), a.alive, a.log.Named("lease"))
+	if err := a.openTelemetry(); err != nil {
+		return err
+	}
 	if err := a.openSpeaker(h); err != nil {
 		return err
 	}
@@ -245,6 +251,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { return a.observe(running) })
 	g.Go(func() error { return a.keepSnapshot(running) })
 	g.Go(func() error { return local.Serve(running, a.socket, localAgent{a}) })
+	g.Go(func() error { return a.serveTelemetry(running) })
 	err := g.Wait()
 
 	stop, cancel := context.WithTimeout(context.Background(), 5*time.Second)

@@ -44,7 +44,8 @@ type Config struct {
 	StateDir string `yaml:"state_dir"`
 	// Socket is where people on this host reach the agent. Default agent.sock in
 	// StateDir.
-	Socket string `yaml:"socket"`
+	Socket    string    `yaml:"socket"`
+	Telemetry Telemetry `yaml:"telemetry"`
 }
 
 // Addresses are where other nodes and backends reach the host: one of each
@@ -189,6 +190,7 @@ func (c Config) Validate() error {
 		wrong("socket", path, fmt.Sprintf("an absolute path of at most %d bytes", local.MaxPath-1))
 	}
 	c.Etcd.validate(wrong)
+	c.Telemetry.validate(c.Etcd, wrong)
 	if c.ARP != nil {
 		c.validateARP(wrong)
 		return errors.Join(errs...)

@@ -219,7 +219,8 @@ func (o *observations) sample(now time.Time, counters map[netip.Addr]arrivals, a
 			next.opened += counters[address].opened
 		}
 		kept := slices.Clone(o.samples[vip])
-		for len(kept) > 1 && now.Sub(kept[0].at) > rateWindow {
+		// What is left must be old enough for a rate: ticks are never quite on time.
+		for len(kept) > 1 && now.Sub(kept[1].at) >= rateWindow-observeInterval {
 			kept = kept[1:]
 		}
 		if n := len(kept); n > 0 && (next.packets < kept[n-1].packets || next.opened < kept[n-1].opened) {

@@ -38,6 +38,10 @@ type reporter struct {
 	// addresses are those of each VIP, whose connections are counted.
 	addresses map[string][]netip.Addr
 	routes    map[string][]plan.Announcement
+	// inPlan is whether the kernel was as planned at the last look, and coldness
+	// why the node is cold, "" where it is warm.
+	inPlan   bool
+	coldness string
 }
 
 // publish leaves the loop's decisions to the reporter.
@@ -71,6 +75,7 @@ func (d *decider) publish(now view) {
 	d.status.mu.Lock()
 	defer d.status.mu.Unlock()
 	d.status.node, d.status.addresses, d.status.routes = node, addresses, d.routes
+	d.status.inPlan, d.status.coldness = d.applied != nil && d.failures == 0, d.coldness
 }
 
 // reportFaults are the things that are wrong, for people.
@@ -232,6 +237,8 @@ func (a *Agent) withLive(node *medwayv1.Status) *medwayv1.Status {
 	if err := a.config.Etcd.checkKey(); err != nil {
 		out.Faults = append(out.Faults, &medwayv1.Fault{Subject: "etcd", Reason: err.Error()})
 	}
+	out.Faults = append(out.Faults, a.telemetryFaults()...)
+	out.Telemetry = a.telemetryURL()
 	out.Drift = a.drift.status()
 	return out
 }

@@ -39,10 +39,12 @@ var mayImport = map[string][]string{
 	"agent/internal/arp":         {"pkg/plan", "agent/internal/link"},
 	"agent/internal/lease":       {"pkg/plan", "pkg/store"},
 	"agent/internal/local":       {"pkg/state", "proto/..."},
+	"agent/internal/telemetry":   {"pkg/state", "proto/..."},
 	"agent/internal/link/nstest": {},
 	"agent/cmd/medway-agent":     {"agent", "agent/internal/local"},
 
-	"coordinator/cmd/medwayctl": {"coordinator", "proto/..."},
+	"coordinator/internal/switchover": {"pkg/state", "pkg/store", "pkg/plan", "proto/..."},
+	"coordinator/cmd/medwayctl":       {"coordinator", "proto/..."},
 
 	"integration/...": {"..."},
 }
@@ -86,6 +88,7 @@ var libraries = map[string]struct {
 	"github.com/vishvananda/netlink": {owner: "agent/internal/link", others: map[string]string{
 		"integration/lab": "lays the cables of the topology",
 	}},
+	"github.com/prometheus/client_golang": {owner: "agent/internal/telemetry"},
 	"github.com/vishvananda/netns": {owner: "integration/lab", others: map[string]string{
 		"agent/internal/link/nstest": "gives tests a namespace of their own",
 	}},

@@ -8,6 +8,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -133,6 +134,28 @@ func ServesAs(cert *x509.Certificate, hosts []string) error {
 		}
 	}
 	return nil
+}
+
+// AsNode is for a client of a node's telemetry, which serves with the certificate
+// that makes the node a client of etcd: that is for no host's name, but bears the
+// node's. roots are the authority's.
+func AsNode(config *tls.Config, roots *x509.CertPool, node string) *tls.Config {
+	config = config.Clone()
+	config.InsecureSkipVerify = true // but for this:
+	config.VerifyConnection = func(s tls.ConnectionState) error {
+		options := x509.VerifyOptions{Roots: roots, Intermediates: x509.NewCertPool(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
+		for _, c := range s.PeerCertificates[1:] {
+			options.Intermediates.AddCert(c)
+		}
+		if _, err := s.PeerCertificates[0].Verify(options); err != nil {
+			return err
+		}
+		if name := s.PeerCertificates[0].Subject.CommonName; name != node {
+			return fmt.Errorf("its certificate is of %q: expected node %q", name, node)
+		}
+		return nil
+	}
+	return config
 }
 
 // CheckName says whether files of a certificate can have the name.

@@ -12,9 +12,11 @@ import (
 // people and coordinators only, so that nodes are not flooded with each
 // other's news.
 const (
-	Prefix        = "/medway/v1/"
-	StatusPrefix  = "/medway/status/"
-	HistoryPrefix = "/medway/history/"
+	Prefix           = "/medway/v1/"
+	StatusPrefix     = "/medway/status/"
+	HistoryPrefix    = "/medway/history/"
+	SwitchoverPrefix = "/medway/switchovers/"
+	EvacuationPrefix = "/medway/evacuations/"
 )
 
 // Kind is the first element of a key below Prefix.

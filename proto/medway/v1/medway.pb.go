@@ -1686,7 +1686,9 @@ type Status struct {
 	// unset while it acts on etcd.
 	FromDisk string `protobuf:"bytes,10,opt,name=from_disk,json=fromDisk,proto3" json:"from_disk,omitempty"`
 	// When the agent started, RFC 3339: that of its sign of life.
-	Since         string `protobuf:"bytes,11,opt,name=since,proto3" json:"since,omitempty"`
+	Since string `protobuf:"bytes,11,opt,name=since,proto3" json:"since,omitempty"`
+	// Where its live numbers are served: "https://10.1.0.11:9400"; unset: nowhere.
+	Telemetry     string `protobuf:"bytes,12,opt,name=telemetry,proto3" json:"telemetry,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1794,6 +1796,13 @@ func (x *Status) GetFromDisk() string {
 func (x *Status) GetSince() string {
 	if x != nil {
 		return x.Since
+	}
+	return ""
+}
+
+func (x *Status) GetTelemetry() string {
+	if x != nil {
+		return x.Telemetry
 	}
 	return ""
 }
@@ -2274,7 +2283,7 @@ const file_medway_v1_medway_proto_rawDesc = "" +
 	"\x02by\x18\x03 \x01(\tR\x02by\x12\x12\n" +
 	"\x04from\x18\x04 \x01(\tR\x04from\x12\x0e\n" +
 	"\x02to\x18\x05 \x01(\tR\x02to\x12\x16\n" +
-	"\x06reason\x18\x06 \x01(\tR\x06reason\"\xdf\x02\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\"\xfd\x02\n" +
 	"\x06Status\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
 	"\x04site\x18\x02 \x01(\tR\x04site\x12\x18\n" +
@@ -2287,7 +2296,8 @@ const file_medway_v1_medway_proto_rawDesc = "" +
 	"\x05drift\x18\t \x01(\v2\x10.medway.v1.DriftR\x05drift\x12\x1b\n" +
 	"\tfrom_disk\x18\n" +
 	" \x01(\tR\bfromDisk\x12\x14\n" +
-	"\x05since\x18\v \x01(\tR\x05since\"C\n" +
+	"\x05since\x18\v \x01(\tR\x05since\x12\x1c\n" +
+	"\ttelemetry\x18\f \x01(\tR\ttelemetry\"C\n" +
 	"\x05Drift\x12\x16\n" +
 	"\x06mended\x18\x01 \x01(\x04R\x06mended\x12\x12\n" +
 	"\x04last\x18\x02 \x03(\tR\x04last\x12\x0e\n" +

@@ -1,0 +1,146 @@
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"github.com/medway-lb/medway/agent/internal/telemetry"
+	"github.com/medway-lb/medway/pkg/state"
+	"github.com/medway-lb/medway/pkg/store"
+
+	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
+)
+
+// Telemetry says where live numbers and metrics are served: over TLS with the
+// files of Etcd, to whoever shows a certificate of the same CA.
+type Telemetry struct {
+	// Listen is "host:port", or ":port" for all addresses. Default: nothing is served.
+	Listen string `yaml:"listen"`
+	// Insecure allows to serve without TLS, to anybody.
+	Insecure bool `yaml:"insecure"`
+}
+
+func (t Telemetry) validate(e Etcd, wrong func(field string, value any, expected string)) {
+	if t.Listen == "" {
+		if t.Insecure {
+			wrong("telemetry.insecure", t.Insecure, "\"listen\" beside it")
+		}
+		return
+	}
+	host, port, err := net.SplitHostPort(t.Listen)
+	_, bad := netip.ParseAddr(host)
+	if err != nil || !validPort(port) || host != "" && bad != nil {
+		wrong("telemetry.listen", t.Listen, "\":PORT\" or \"ADDRESS:PORT\"")
+	}
+	if !t.Insecure && (e.Insecure || e.CA == "" || e.Cert == "") {
+		wrong("telemetry.listen", t.Listen, "etcd.ca, etcd.cert and etcd.key, by which it is served and knows who may ask, or \"insecure: true\" beside it")
+	}
+}
+
+// tls is nil where telemetry is plain.
+func (t Telemetry) tls(e Etcd) (*tls.Config, error) {
+	if t.Insecure {
+		return nil, nil
+	}
+	authority, err := store.CertPool(e.CA)
+	if err != nil {
+		return nil, fmt.Errorf("field etcd.ca: %w", err)
+	}
+	own, err := store.ClientCertificate(e.Cert, e.Key)
+	if err != nil {
+		return nil, fmt.Errorf("field etcd.cert: %w", err)
+	}
+	return &tls.Config{
+		MinVersion: tls.VersionTLS12, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: authority,
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return own(&tls.CertificateRequestInfo{}) },
+	}, nil
+}
+
+// openTelemetry leaves a.telemetry nil where it is off.
+func (a *Agent) openTelemetry() error {
+	t := a.config.Telemetry
+	if t.Listen == "" {
+		return nil
+	}
+	config, err := t.tls(a.config.Etcd)
+	if err != nil {
+		return err
+	}
+	a.telemetry = telemetry.New(t.Listen, config, told{a}, a.log.Named("telemetry"))
+	return nil
+}
+
+func (a *Agent) serveTelemetry(ctx context.Context) error {
+	if a.telemetry == nil {
+		return nil
+	}
+	return a.telemetry.Serve(ctx)
+}
+
+// told is what telemetry tells of the agent.
+type told struct{ *Agent }
+
+// Live is the node's status with the counters of this moment.
+func (a told) Live(ctx context.Context) *medwayv1.Live {
+	live := &medwayv1.Live{At: time.Now().UTC().Format(time.RFC3339Nano), Status: a.statusNow()}
+	if live.Status == nil {
+		live.Status = a.withLive(&medwayv1.Status{Node: a.self.Name, Site: a.self.Site, Version: Version()})
+	} else {
+		a.count(ctx, live.Status)
+	}
+	a.status.mu.Lock()
+	live.InPlan, live.Cold = a.status.inPlan, a.status.coldness
+	a.status.mu.Unlock()
+	_, live.Unable = a.observed.standing()
+	return live
+}
+
+// Unready is why others can't count on the node.
+func (a told) Unready() string {
+	select {
+	case <-a.ready:
+		return ""
+	default:
+		return "no router has taken this node's routes yet, or other nodes can't see that"
+	}
+}
+
+// telemetryURL is where other hosts find the telemetry, "" where it is not served.
+func (a *Agent) telemetryURL() string {
+	if a.telemetry == nil {
+		return ""
+	}
+	bound, _ := a.telemetry.Address()
+	tcp, ok := bound.(*net.TCPAddr)
+	if !ok {
+		return ""
+	}
+	host, _ := netip.AddrFromSlice(tcp.IP)
+	if host = host.Unmap(); !host.IsValid() || host.IsUnspecified() {
+		host = a.self.IPv4
+		if !host.IsValid() {
+			host = a.self.IPv6
+		}
+	}
+	scheme := "https://"
+	if a.config.Telemetry.Insecure {
+		scheme = "http://"
+	}
+	return scheme + net.JoinHostPort(host.String(), strconv.Itoa(tcp.Port))
+}
+
+// telemetryFaults are for the status.
+func (a *Agent) telemetryFaults() (faults []*medwayv1.Fault) {
+	if a.telemetry == nil {
+		return nil
+	}
+	if _, err := a.telemetry.Address(); err != nil {
+		faults = append(faults, &medwayv1.Fault{Subject: "telemetry", Reason: state.Line(fmt.Sprintf("not served: %v", err))})
+	}
+	return faults
+}

@@ -1,0 +1,364 @@
+package switchover
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/medway-lb/medway/pkg/plan"
+	"github.com/medway-lb/medway/pkg/state"
+
+	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
+)
+
+// Limits are how long steps may take before they are given up.
+type Limits struct {
+	// Force is how long the new site may take to announce below the old one. Nothing
+	// has moved until then: the target goes back.
+	Force time.Duration
+	// Raise is how long the old site may take, and Normalise the new one beyond
+	// normalise_after. The traffic has moved: what is late is noted.
+	Raise, Normalise time.Duration
+	// Verify is how long packets may take to be seen at the new site: agents tell
+	// rates of 10 s, and write them every 10 s.
+	Verify time.Duration
+	// Return is how long the way back is watched.
+	Return time.Duration
+}
+
+func (l *Limits) setDefaults() {
+	for _, d := range []*time.Duration{&l.Force, &l.Raise, &l.Normalise} {
+		if *d <= 0 {
+			*d = 30 * time.Second
+		}
+	}
+	for _, d := range []*time.Duration{&l.Verify, &l.Return} {
+		if *d <= 0 {
+			*d = time.Minute
+		}
+	}
+}
+
+// repeatAfter is how soon a record is written again only for what it waits for:
+// two coordinators may see nodes at different moments.
+const repeatAfter = time.Second
+
+// world is what a step rests on.
+type world struct {
+	*state.Snapshot
+	// standing are the mod revisions of the targets' keys as they stand; the
+	// snapshot has those of the last good values.
+	standing map[string]int64
+	observed map[string]plan.Observed
+	limits   Limits
+	now      time.Time
+	// probe is what is wrong with the answer through the VIP, by the switchover's
+	// id; "": nothing. One that is missing has not been tried yet. nil: nobody asks.
+	probe map[string]string
+}
+
+// change is what one step writes, if the record is still as it was read.
+type change struct {
+	record *medwayv1.Switchover
+	// target, if not "", is put, guarded by targetRevision.
+	target         string
+	targetRevision int64
+	event          *medwayv1.Event // for the history, may be nil
+}
+
+// advance carries a switchover on as far as the world allows, up to one write. It
+// returns nil where there is nothing to write. Whoever makes the write guards it by
+// the record's revision: so no step is made twice, whoever else tries.
+func advance(vip string, r record, w world) *change {
+	if r.Result != "" || w.Revision < r.TargetRevision {
+		return nil
+	}
+	s := &stepper{world: w, vip: vip, r: r.clone()}
+	s.run()
+	if s.r.Result == "" && s.c.target == "" && s.r.Step == r.Step {
+		waitsOn := s.r.WaitsFor == r.WaitsFor || w.now.Sub(timeOf(r.Updated)) < repeatAfter
+		if waitsOn {
+			return nil
+		}
+	}
+	s.r.Updated = stamp(w.now)
+	s.c.record = s.r
+	return &s.c
+}
+
+// stepper is one run of advance.
+type stepper struct {
+	world
+	vip string
+	r   *medwayv1.Switchover
+	c   change
+}
+
+func (s *stepper) run() {
+	if s.standing[s.vip] != s.r.TargetRevision {
+		result := Failed
+		if s.r.Cancel != nil {
+			result = Cancelled
+		}
+		t := s.Targets[s.vip]
+		now := fmt.Sprintf("%s at revision %d", t.Site, t.Revision)
+		if t.Revision == s.r.TargetRevision {
+			now = fmt.Sprintf("it can't be read, or was deleted; %s stays in force", t.Site)
+		}
+		s.end(result, "somebody else has changed the target, which is left so: "+now)
+		return
+	}
+	if s.r.Cancel != nil && s.r.Step != StepReturn {
+		s.goBack("cancelled by "+s.r.Cancel.By, s.r.Cancel.By, s.r.Cancel.Reason)
+		return
+	}
+	for more := true; more; {
+		more = s.step()
+	}
+}
+
+// step makes one step, and tells whether it is over.
+func (s *stepper) step() bool {
+	late := !s.now.Before(timeOf(s.r.Deadline))
+	switch s.r.Step {
+	case StepForce:
+		who, wait := s.taken(s.r.To)
+		switch {
+		case wait == "":
+			s.next(StepRaise, who, s.limits.Raise)
+			return true
+		case late:
+			s.goBack(fmt.Sprintf("%s did not take it over in time: %s", s.r.To, wait), "", "")
+			return false
+		}
+		s.r.WaitsFor = wait
+	case StepRaise:
+		wait := s.left(s.r.To)
+		if wait != "" && !late {
+			s.r.WaitsFor = wait
+			return false
+		}
+		s.next(StepNormalise, given(wait), s.Settings.NormaliseAfter+s.limits.Normalise)
+		return true
+	case StepNormalise:
+		wait := s.normal()
+		if wait != "" && !late {
+			s.r.WaitsFor = wait
+			return false
+		}
+		s.next(StepVerify, given(wait), s.limits.Verify)
+		return true
+	case StepVerify:
+		s.verify(late)
+	case StepReturn:
+		who, wait := s.taken(s.r.From)
+		if wait == "" {
+			wait = s.left(s.r.From)
+		}
+		if wait != "" && !late {
+			s.r.WaitsFor = wait
+			return false
+		}
+		result, why := Failed, s.r.Why
+		if s.r.Cancel != nil {
+			result = Cancelled
+		}
+		why += fmt.Sprintf("; the target is %s again", s.r.From)
+		if wait == "" {
+			why += ", and " + who
+		} else {
+			why += "; not seen yet: " + wait
+		}
+		s.end(result, why)
+	}
+	return false
+}
+
+// given is the note of a step that ended, or was given up.
+func given(wait string) string {
+	if wait == "" {
+		return ""
+	}
+	return "not seen in time: " + wait
+}
+
+// next ends a step and begins another one.
+func (s *stepper) next(step, note string, limit time.Duration) {
+	s.note(note)
+	s.r.Steps = append(s.r.Steps, &medwayv1.SwitchoverStep{Name: step, Began: stamp(s.now)})
+	s.r.Step, s.r.Deadline, s.r.WaitsFor = step, stamp(s.now.Add(limit)), ""
+}
+
+// note ends the step that is under way.
+func (s *stepper) note(text string) {
+	if n := len(s.r.Steps); n > 0 && s.r.Steps[n-1].Ended == "" {
+		s.r.Steps[n-1].Ended, s.r.Steps[n-1].Note = stamp(s.now), state.Line(text)
+	}
+}
+
+// goBack puts the target back to where the switchover came from.
+func (s *stepper) goBack(why, by, reason string) {
+	s.c.target, s.c.targetRevision = s.r.From, s.r.TargetRevision
+	if by == "" {
+		by = s.r.By
+	}
+	s.c.event = &medwayv1.Event{What: "switch back", From: s.r.To, To: s.r.From, By: by, Reason: state.Line(joined(why, reason))}
+	s.next(StepReturn, why, s.limits.Return)
+	s.r.Why, s.r.TargetRevision, s.r.WaitsFor = state.Line(why), 0, "a node of "+s.r.From+" to announce it"
+}
+
+func joined(why, reason string) string {
+	if reason == "" {
+		return why
+	}
+	return why + ": " + reason
+}
+
+func (s *stepper) end(result, why string) {
+	s.note("")
+	s.r.Result, s.r.Why, s.r.Ended = result, state.Line(why), stamp(s.now)
+	s.r.WaitsFor, s.r.Deadline = "", ""
+	s.c.event = &medwayv1.Event{What: "switchover " + result, From: s.r.From, To: s.r.To, By: s.r.By, Reason: s.r.Why}
+}
+
+// place is a node of the VIP that lives, and what it told of the VIP.
+type place struct {
+	node, site string
+	plan.ObservedVIP
+	told    bool // of a revision at which it knows the target
+	carries bool // at or below the line
+}
+
+func (s *stepper) places() (out []place) {
+	line := state.MED(plan.LadderOf(s.Snapshot, s.vip).Active)
+	for _, n := range plan.NodesOf(s.Snapshot, s.vip) {
+		if _, alive := s.Alive[n]; !alive {
+			continue
+		}
+		o := s.observed[n]
+		p := place{node: n, site: s.Nodes[n].Site, told: o.Revision >= s.r.TargetRevision}
+		p.ObservedVIP, p.carries = o.VIPs[s.vip], false
+		p.told = p.told && p.Target == s.Targets[s.vip].Site
+		p.carries = p.told && p.MED != state.NoMED && p.MED <= line
+		out = append(out, p)
+	}
+	return out
+}
+
+// taken tells which node of a site has the traffic by its MED, or what is waited for.
+func (s *stepper) taken(site string) (who, wait string) {
+	wait = "no node of " + site + " lives"
+	said := false
+	for _, p := range s.places() {
+		if p.site != site {
+			continue
+		}
+		if p.carries {
+			return fmt.Sprintf("%s announces %s", p.node, p.MED), ""
+		}
+		if said {
+			continue
+		}
+		if wait = p.node + " has not told that it knows of the target"; p.told {
+			wait, said = fmt.Sprintf("%s is %s: %s", p.node, p.Role, p.Reason), true
+		}
+	}
+	return "", wait
+}
+
+// left is what keeps a node of another site than this one at the line, "" where
+// none is there any more. Of dead nodes their claims tell, and these are waited
+// for by the next step.
+func (s *stepper) left(site string) (wait string) {
+	for _, p := range s.places() {
+		switch {
+		case p.site == site:
+		case !p.told:
+			return p.node + " has not told that it knows of the target"
+		case p.carries:
+			return fmt.Sprintf("%s announces %s: %s", p.node, p.MED, p.Reason)
+		}
+	}
+	return ""
+}
+
+// normal is what keeps the new site off the line, "" where it is there.
+func (s *stepper) normal() (wait string) {
+	line := state.MED(plan.LadderOf(s.Snapshot, s.vip).Active)
+	wait = "no node of " + s.r.To + " is active"
+	for _, p := range s.places() {
+		switch {
+		case p.site != s.r.To || !p.carries:
+		case p.MED == line:
+			return ""
+		default:
+			wait = fmt.Sprintf("%s announces %s: %s", p.node, p.MED, p.Reason)
+		}
+	}
+	return wait
+}
+
+// verify looks where the packets come.
+func (s *stepper) verify(late bool) {
+	began := timeOf(s.r.Steps[len(s.r.Steps)-1].Began)
+	rates := map[string]float64{}
+	known, silent := false, ""
+	for _, p := range s.places() {
+		if p.Rate == nil || s.observed[p.node].At.Before(began) {
+			if p.site != s.r.To {
+				silent = p.node // it may carry everything
+			}
+			continue
+		}
+		rates[p.site] += *p.Rate
+		known = known || p.site == s.r.To
+	}
+	here, elsewhere := rates[s.r.To], 0.0
+	for site, rate := range rates {
+		if site != s.r.To {
+			elsewhere += rate
+		}
+	}
+	seen := fmt.Sprintf("%.0f packets a second come to %s, %.0f elsewhere", here, s.r.To, elsewhere)
+	switch {
+	case !known:
+		seen = "no node of " + s.r.To + " has told how many packets come to it"
+	case silent != "":
+		seen = silent + " has not told how many packets come to it"
+	}
+	known = known && silent == ""
+	answer, tried := s.probe[s.r.Id]
+	if s.probe != nil && !tried {
+		answer = "the VIP has not been asked yet"
+	}
+	arrived := known && here > elsewhere
+	switch {
+	case arrived && answer == "":
+		s.finish(seen)
+	case !late && arrived:
+		s.r.WaitsFor = answer
+	case !late:
+		s.r.WaitsFor = seen
+	case answer != "":
+		s.end(Failed, "the roles are swapped, but through the VIP: "+answer)
+	case known && here == 0 && elsewhere == 0:
+		s.finish("no packets came to the VIP at all")
+	default:
+		s.end(Failed, "the roles are swapped, but "+seen)
+	}
+}
+
+func (s *stepper) finish(seen string) {
+	var late []string
+	for _, step := range s.r.Steps {
+		if step.Note != "" && slices.Contains([]string{StepRaise, StepNormalise}, step.Name) {
+			late = append(late, step.Name+": "+step.Note)
+		}
+	}
+	why := seen
+	for _, text := range late {
+		why += "; " + text
+	}
+	s.note(seen)
+	s.end(Done, why)
+}
