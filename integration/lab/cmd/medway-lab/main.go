@@ -10,9 +10,9 @@ import (
 	"os/exec"
 	"os/signal"
 	"strings"
-	"time"
 	"syscall"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 
