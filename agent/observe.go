@@ -43,7 +43,8 @@ type observations struct {
 	// cold and unable are what the loop decided last, for the sign of life.
 	cold   bool
 	unable []string
-	// told are this node's rates in the last status that was written.
+	// told are this node's rates in the last status that was written, without those
+	// that were not known yet.
 	told map[string]float64
 	// news says that other nodes should know of a rate that is another now.
 	news bool
@@ -126,7 +127,9 @@ func (a *Agent) observeOnce(ctx context.Context, addresses map[string][]netip.Ad
 		if !v.Automatic.Enabled {
 			continue
 		}
-		news = news || differs(own[vip], told[vip], v.Automatic.Floor)
+		rate, known := own[vip]
+		before, was := told[vip]
+		news = news || known && (!was || differs(rate, before, v.Automatic.Floor))
 		if s.Targets[vip].Site == a.self.Site {
 			continue
 		}
@@ -257,7 +260,9 @@ func (o *observations) rate(vip, node string) (rate float64, known bool) {
 func (o *observations) tell(s *medwayv1.Status) {
 	told := map[string]float64{}
 	for _, v := range s.Vips {
-		told[v.Vip] = float64(v.GetPacketsPerSecond())
+		if v.PacketsPerSecond != nil {
+			told[v.Vip] = float64(*v.PacketsPerSecond)
+		}
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -171,15 +171,19 @@ func TestAScanIsNoTraffic(t *testing.T) {
 	dc2, dc3 := siege(t, 1)
 	dc2.kernel.set(func(k *fakeKernel) { k.scanned = 100000 })
 	var decided []time.Time // on what is known of both nodes; for is 1s
-	eventually(t, "dc2 has decided on both rates for longer than it takes", func() bool {
-		o := &dc2.agent.observed
-		o.mu.Lock()
-		defer o.mu.Unlock()
-		if s := o.samples["v0"]; len(o.rates["v0"]) == 2 && !slices.Contains(decided, s[len(s)-1].at) {
-			decided = append(decided, s[len(s)-1].at)
+	times := func(n int) func() bool {
+		return func() bool {
+			o := &dc2.agent.observed
+			o.mu.Lock()
+			defer o.mu.Unlock()
+			if s := o.samples["v0"]; len(o.rates["v0"]) == 2 && !slices.Contains(decided, s[len(s)-1].at) {
+				decided = append(decided, s[len(s)-1].at)
+			}
+			return len(decided) >= n
 		}
-		return len(decided) >= 4
-	})
+	}
+	eventually(t, "dc2 knows both rates", times(1))
+	eventually(t, "dc2 has decided on them for longer than it takes", times(4))
 	if got := dc2.count("/medway/v1/locks/"); got != 0 {
 		t.Fatal("switched")
 	}
