@@ -43,6 +43,7 @@ var mayImport = map[string][]string{
 	"agent/internal/link/nstest": {},
 	"agent/cmd/medway-agent":     {"agent", "agent/internal/local"},
 
+	"coordinator/internal/auth":       {},
 	"coordinator/internal/switchover": {"pkg/state", "pkg/store", "pkg/plan", "proto/..."},
 	"coordinator/cmd/medwayctl":       {"coordinator", "proto/..."},
 
