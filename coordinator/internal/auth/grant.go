@@ -54,15 +54,23 @@ type Grant struct {
 // DecodeGrant reads a stored grant. What can't be read grants nothing.
 func DecodeGrant(value []byte) (Grant, error) {
 	var g Grant
-	d := json.NewDecoder(bytes.NewReader(value))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&g); err != nil {
+	if err := decode(value, &g); err != nil {
 		return Grant{}, fmt.Errorf("grant: %w", err)
 	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return Grant{}, errors.New("grant: expected one JSON object")
-	}
 	return g, g.Check()
+}
+
+// decode reads one JSON object, with no other fields than there are.
+func decode(value []byte, into any) error {
+	d := json.NewDecoder(bytes.NewReader(value))
+	d.DisallowUnknownFields()
+	if err := d.Decode(into); err != nil {
+		return err
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("expected one JSON object")
+	}
+	return nil
 }
 
 // Check says what is wrong with a grant.

@@ -1,9 +1,7 @@
 package auth
 
 import (
-	"bytes"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -55,9 +53,7 @@ func SessionKey(r *http.Request) (key string, ok bool) {
 // DecodeSession reads a stored session, and refuses one that has ended.
 func DecodeSession(value []byte, now time.Time) (Session, error) {
 	var s Session
-	d := json.NewDecoder(bytes.NewReader(value))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&s); err != nil {
+	if err := decode(value, &s); err != nil {
 		return Session{}, fmt.Errorf("session: %w", err)
 	}
 	if s.Name == "" || !now.Before(s.Expires) {
@@ -66,6 +62,7 @@ func DecodeSession(value []byte, now time.Time) (Session, error) {
 	return s, nil
 }
 
-// OwnPages lets what changes something pass only from pages of this server: other
-// sites' pages make the browser send the cookie, too.
+// OwnPages lets what changes something pass only from pages of this server: browsers
+// say from where a request comes. That and a cookie that other sites' pages don't send
+// along take the place of a token in each form.
 func OwnPages(h http.Handler) http.Handler { return http.NewCrossOriginProtection().Handler(h) }
