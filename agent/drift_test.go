@@ -159,6 +159,34 @@ func TestDriftIsLookedForWhilePlansChange(t *testing.T) {
 	}
 }
 
+// TestAnotherIntervalOfLooks is in force at once: a look that was due by the one
+// before it is not made.
+func TestAnotherIntervalOfLooks(t *testing.T) {
+	t.Parallel()
+	f := newFakes()
+	a := &Agent{kernel: f.kernel, log: zap.NewNop(), wake: make(chan struct{}, 1), replan: make(chan struct{}, 1)}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- a.reconcile(ctx) }()
+	const before = time.Second
+	for i, resync := range []time.Duration{before, time.Hour} {
+		a.mu.Lock()
+		a.wanted = &wanted{resync: resync}
+		a.mu.Unlock()
+		poke(a.replan)
+		eventually(t, "the plan is carried out", func() bool { return f.kernel.ran() > i })
+	}
+	changed := time.Now()
+	eventually(t, "twice the interval of before", func() bool { return time.Since(changed) > 2*before })
+	if ran := f.kernel.ran(); ran != 2 {
+		t.Errorf("%d runs, expected one for each plan", ran)
+	}
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
 func TestBriefLines(t *testing.T) {
 	chain := made(reconcile.Update, "chain", "MEDWAY-INPUT", "-j DROP")
 	chain.Commands[0].Op = reconcile.Create

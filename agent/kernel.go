@@ -34,6 +34,7 @@ func (a *Agent) reconcile(ctx context.Context) error {
 	defer retry.Stop()
 	said := ""
 	var due time.Time // when to look again though the plan is the same
+	var resync time.Duration
 	for {
 		select {
 		case <-ctx.Done():
@@ -81,10 +82,12 @@ func (a *Agent) reconcile(ctx context.Context) error {
 		} else {
 			a.log.Debug("kernel agrees with the plan")
 		}
-		// Plans that come one soon after the other don't put the look for drift off.
-		if then := time.Now().Add(next); due.IsZero() || then.Before(due) {
+		// Plans that come one soon after the other don't put the look for drift off;
+		// another interval does.
+		if then := time.Now().Add(next); due.IsZero() || then.Before(due) || w.resync != resync {
 			due = then
 		}
+		resync = w.resync
 		retry.Reset(time.Until(due))
 		a.mu.Lock()
 		a.applied = done
