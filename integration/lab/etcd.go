@@ -19,7 +19,7 @@ import (
 // Raft's timing. etcd's own defaults (100 ms, 1 s) lose leaders when an emulated CPU
 // stalls for a second. With these a stall of 3 s is tolerated, a lost leader is replaced
 // in 3 to 6 s, and the shortest lease that etcd grants is 4.5 s (1.5 elections), well
-// below the lab's lease_ttl of 10 s.
+// below the lab's lease_ttl of 15 s.
 const (
 	etcdHeartbeat = 300 * time.Millisecond
 	etcdElection  = 3 * time.Second

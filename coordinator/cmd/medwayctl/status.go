@@ -132,7 +132,7 @@ func elsewhere(s *state.Snapshot, nodes []*medwayv1.Status) (notices []state.Fau
 		if !served && carrier != "" {
 			notices = append(notices, state.Fault{
 				Key: state.Key{Kind: state.KindTarget, A: vip}.String(), Notice: true,
-				Reason: fmt.Sprintf("no living node of %s announces it: the traffic goes to %s, MED %d, as soon as routers miss the dead ones", site, carrier, lowest),
+				Reason: fmt.Sprintf("no living node of %s announces it: the traffic goes to %s, MED %d, once routers have dropped the routes of %s", site, carrier, lowest, site),
 			})
 		}
 	}

@@ -417,7 +417,7 @@ func TestElsewhere(t *testing.T) {
 	}
 	s.Targets["sip-1"] = state.Target{Site: "dc2"} // whose node is silent
 	want := []state.Fault{{
-		Key: "/medway/v1/target_state/sip-1", Notice: true, Reason: "no living node of dc2 announces it: the traffic goes to n1, MED 0, as soon as routers miss the dead ones",
+		Key: "/medway/v1/target_state/sip-1", Notice: true, Reason: "no living node of dc2 announces it: the traffic goes to n1, MED 0, once routers have dropped the routes of dc2",
 	}}
 	if diff := cmp.Diff(want, elsewhere(s, nodes)); diff != "" {
 		t.Error(diff)
