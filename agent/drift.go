@@ -38,20 +38,27 @@ type drift struct {
 }
 
 // split parts what a run did into what the plan asked for and what mended
-// somebody else's change: under a plan that an earlier run has brought about,
-// everything is the latter that this run did not leave undone.
+// somebody else's change: once a run has brought a plan about, everything is the
+// latter that this run did not leave undone.
 func (d *drift) split(w *wanted, r reconcile.Report) (planned, mended []reconcile.Edit) {
+	brought := d.plan == w && !d.undone[""]
 	for _, e := range r.Done {
-		if d.plan == w && !d.undone[""] && !d.undone[e.Table+" "+e.Key] {
+		id := e.Table + " " + e.Key
+		if brought && !d.undone[id] {
 			mended = append(mended, e)
-		} else {
-			planned = append(planned, e)
+			continue
 		}
+		planned = append(planned, e)
+		delete(d.undone, id)
 	}
 	if d.plan != w || len(d.times) > driftRemembered {
 		d.times = map[string]int{}
 	}
-	d.plan, d.undone = w, map[string]bool{}
+	d.plan = w
+	if brought {
+		return planned, mended // what could not be mended now is somebody else's change later too
+	}
+	d.undone = map[string]bool{}
 	for _, err := range r.Failed {
 		if a := (notHere{}); errors.As(err, &a) {
 			continue // not medway's to make

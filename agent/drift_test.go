@@ -40,9 +40,12 @@ func TestDriftIsToldFromThePlan(t *testing.T) {
 		{second, reconcile.Report{Done: []reconcile.Edit{a}, Failed: []error{failed(b)}}, 0, 1},
 		{second, reconcile.Report{Done: []reconcile.Edit{b}}, 1, 0}, // at last
 		{second, reconcile.Report{Done: []reconcile.Edit{b}}, 0, 1},
+		{second, reconcile.Report{Failed: []error{failed(a)}}, 0, 0}, // somebody's change that can't be mended yet
 		{second, reconcile.Report{Failed: []error{errors.New("read: no netlink")}}, 0, 0},
-		{second, reconcile.Report{Done: []reconcile.Edit{a}}, 1, 0}, // nobody knows since when
-		{first, reconcile.Report{Done: []reconcile.Edit{a}}, 1, 0},  // a plan that comes back is a new one
+		{second, reconcile.Report{Done: []reconcile.Edit{a}}, 0, 1},
+		{first, reconcile.Report{Failed: []error{errors.New("read: no netlink")}}, 0, 0}, // a plan that comes back is a new one
+		{first, reconcile.Report{Done: []reconcile.Edit{a}}, 1, 0},                       // nobody knows since when
+		{first, reconcile.Report{Done: []reconcile.Edit{a}}, 0, 1},
 	} {
 		planned, mended := d.split(run.plan, run.report)
 		if len(planned) != run.planned || len(mended) != run.drift {
