@@ -141,6 +141,10 @@ func (d *drill) run(ctx context.Context) (err error) {
 		if err := d.Before(ctx); err != nil {
 			return err
 		}
+		// Entries that it made a host lose come back at the next refresh.
+		if err := d.lookAtEntries(ctx, refreshTime); err != nil {
+			return err
+		}
 	}
 	for range d.Rounds {
 		for _, s := range []Switch{{From: from, To: to}, {From: to, To: from}} {
@@ -273,11 +277,17 @@ func (d *drill) establish(ctx context.Context) error {
 		}
 		d.say("%s%s", d.report.of(i), n)
 	}
+	return d.lookAtEntries(ctx, syncTime)
+}
+
+// lookAtEntries reports how many of the calls' connections every LVS host knows,
+// once each knows all, or a host has had the given time for that.
+func (d *drill) lookAtEntries(ctx context.Context, limit time.Duration) error {
 	for i := range d.report.Kinds {
 		d.report.Kinds[i].Entries = map[string]int{}
 	}
 	for _, host := range d.lab.Topology().Role(lab.RoleLVS) {
-		entries, err := d.synced(ctx, host.Name)
+		entries, err := d.synced(ctx, host.Name, limit)
 		if err != nil {
 			return err
 		}
@@ -295,11 +305,14 @@ func (d *drill) establish(ctx context.Context) error {
 // kernel holds sync messages back for up to 2 s.
 const syncTime = 15 * time.Second
 
+// refreshTime is how long a connection may take to be known again: the next
+// refresh (10 s), the next packet (2 s), the kernel's hold, and as much again.
+const refreshTime = 2 * syncTime
+
 // synced counts a host's entries by kind once it has all, as an operator would before
 // a switch: a connection that is not synced yet would be lost. A sabotaged host
 // never gets them.
-func (d *drill) synced(ctx context.Context, host string) (entries []int, err error) {
-	limit := syncTime
+func (d *drill) synced(ctx context.Context, host string, limit time.Duration) (entries []int, err error) {
 	if d.Sabotage != "" {
 		limit = 0
 	}
