@@ -13,6 +13,7 @@ import (
 
 	"github.com/medway-lb/medway/pkg/state"
 
+	"github.com/medway-lb/medway/coordinator/internal/operation"
 	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
 )
 
@@ -412,22 +413,22 @@ Why
 // TestElsewhere: a target that is not carried out is told, whoever withdrew or died.
 func TestElsewhere(t *testing.T) {
 	s, nodes := picture()
-	if got := elsewhere(s, nodes); got != nil {
+	if got := operation.Elsewhere(s, nodes); got != nil {
 		t.Errorf("served where it should be: %v", got)
 	}
 	s.Targets["sip-1"] = state.Target{Site: "dc2"} // whose node is silent
 	want := []state.Fault{{
 		Key: "/medway/v1/target_state/sip-1", Notice: true, Reason: "no living node of dc2 announces it: the traffic goes to n1, MED 0, once routers have dropped the routes of dc2",
 	}}
-	if diff := cmp.Diff(want, elsewhere(s, nodes)); diff != "" {
+	if diff := cmp.Diff(want, operation.Elsewhere(s, nodes)); diff != "" {
 		t.Error(diff)
 	}
 	s.Alive["n2"] = state.Alive{}
-	if got := elsewhere(s, nodes); got != nil {
+	if got := operation.Elsewhere(s, nodes); got != nil {
 		t.Errorf("served again: %v", got)
 	}
 	nodes[1].Vips[0].Med = nil // withdrawn
-	if diff := cmp.Diff(want, elsewhere(s, nodes)); diff != "" {
+	if diff := cmp.Diff(want, operation.Elsewhere(s, nodes)); diff != "" {
 		t.Error(diff)
 	}
 }
