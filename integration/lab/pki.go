@@ -15,6 +15,8 @@ const (
 	Root     = store.RootUser
 	Operator = "operator"
 	Viewer   = "viewer"
+	// Coordinator is the user of coordinators, whoever asks them.
+	Coordinator = "coordinator"
 )
 
 // certificatesValid is longer than any lab lives.
@@ -32,7 +34,7 @@ func (l *Lab) makeCertificates() error {
 			return err
 		}
 	}
-	for _, user := range append(l.nodeNames(RoleLVS), Root, Operator, Viewer) {
+	for _, user := range append(l.nodeNames(RoleLVS), Root, Operator, Viewer, Coordinator) {
 		if err := authority.Client(user, certificatesValid); err != nil {
 			return err
 		}
@@ -68,7 +70,7 @@ func (l *Lab) InitEtcd(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	args := []string{bin, "init-etcd", "--operator", Operator, "--viewer", Viewer, "--command-timeout", "30s"}
+	args := []string{bin, "init-etcd", "--operator", Operator, "--operator", Coordinator, "--viewer", Viewer, "--command-timeout", "30s"}
 	for _, n := range l.topo.Role(RoleLVS) {
 		args = append(args, "--node", n.Name+"="+n.Site)
 	}
