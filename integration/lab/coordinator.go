@@ -12,8 +12,10 @@ import (
 // coordinatorPort is where coordinators serve.
 const coordinatorPort = 9443
 
-// StartCoordinator starts a coordinator on a node that has an etcd member, with that
-// member's certificate as the server's.
+// coordinatorName is that of the certificate with which a coordinator serves.
+func coordinatorName(node string) string { return "coordinator-" + node }
+
+// StartCoordinator starts a coordinator on a node that has an etcd member.
 func (l *Lab) StartCoordinator(node string) error {
 	bin, err := l.bin("medway-coordinator")
 	if err != nil {
@@ -40,7 +42,7 @@ func (l *Lab) CoordinatorURL(node string) string {
 func (l *Lab) coordinatorConfig(node string) string { return l.path(node, "coordinator.yaml") }
 
 func (l *Lab) writeCoordinatorConfig(node string) error {
-	serverCert, serverKey := l.Certificate(node)
+	serverCert, serverKey := l.Certificate(coordinatorName(node))
 	cert, key := l.Certificate(Coordinator)
 	var b bytes.Buffer
 	err := templates.ExecuteTemplate(&b, "coordinator.yaml", struct {

@@ -33,6 +33,9 @@ func (l *Lab) makeCertificates() error {
 		if err := authority.Server(n.Name, []string{n.Addr.String()}, certificatesValid); err != nil {
 			return err
 		}
+		if err := authority.Coordinator(coordinatorName(n.Name), []string{n.Addr.String()}, certificatesValid); err != nil {
+			return err
+		}
 	}
 	for _, user := range append(l.nodeNames(RoleLVS), Root, Operator, Viewer, Coordinator) {
 		if err := authority.Client(user, certificatesValid); err != nil {
