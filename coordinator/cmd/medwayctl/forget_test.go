@@ -8,10 +8,10 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/medway-lb/medway/coordinator/internal/operation"
 	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
 
-	"github.com/medway-lb/medway/coordinator/internal/operation"
 	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
 )
 

@@ -9,9 +9,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/medway-lb/medway/pkg/store"
-
 	"github.com/medway-lb/medway/coordinator/internal/operation"
+	"github.com/medway-lb/medway/pkg/store"
 )
 
 func unlock(c *connection) *cobra.Command {

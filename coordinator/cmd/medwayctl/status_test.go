@@ -11,9 +11,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/medway-lb/medway/coordinator/internal/operation"
 	"github.com/medway-lb/medway/pkg/state"
 
-	"github.com/medway-lb/medway/coordinator/internal/operation"
 	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
 )
 

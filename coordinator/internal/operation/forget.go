@@ -2,7 +2,6 @@ package operation
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -141,7 +140,7 @@ func (f Forgetting) Watch(ctx context.Context, client *store.Client, keep time.D
 	})
 	select {
 	case <-ctx.Done():
-		return ended(ctx)
+		return context.Cause(ctx)
 	case <-watching:
 	}
 	end := time.Now().Add(keep)
@@ -151,7 +150,7 @@ func (f Forgetting) Watch(ctx context.Context, client *store.Client, keep time.D
 	for told := time.Now(); client.Fresh().Before(end); {
 		select {
 		case <-ctx.Done():
-			return ended(ctx)
+			return context.Cause(ctx)
 		case <-client.Refreshed():
 		case <-ticker.C:
 		}
@@ -160,15 +159,11 @@ func (f Forgetting) Watch(ctx context.Context, client *store.Client, keep time.D
 			told = time.Now()
 		}
 	}
-	if err := confirm(ctx); err != nil {
-		return errors.Join(ended(ctx), err)
+	err := confirm(ctx)
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
 	}
-	return ended(ctx)
-}
-
-// ended is why a watch came to its end before its time, nil where it did not.
-func ended(ctx context.Context) error {
-	return context.Cause(ctx)
+	return err
 }
 
 // Write makes the changes, and says how many keys were written.
