@@ -140,9 +140,7 @@ Type the node's name to forget it: `, f.Node)
 }
 
 func (f *forgetting) write(ctx context.Context, client *store.Client, all []*operation.Change) error {
-	ctx, cancel := context.WithTimeout(ctx, f.timeout)
-	defer cancel()
-	written, err := f.Write(ctx, client, all, f.author)
+	written, err := f.Write(ctx, client, all, f.author, f.timeout)
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -177,7 +178,7 @@ func TestForgetIsFenced(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, err = f.Write(t.Context(), w.client, all, operation.Author{By: "alice"})
+		_, err = f.Write(t.Context(), w.client, all, operation.Author{By: "alice"}, 20*time.Second)
 		return err
 	}
 	w.live("n1", "{}")

@@ -211,9 +211,7 @@ func (s *Server) Forget(ctx context.Context, r *connect.Request[medwayv1.ForgetR
 			return problem(err)
 		}
 	}
-	limited, cancel := context.WithTimeout(ctx, etcdTime)
-	defer cancel()
-	written, err := f.Write(limited, s.config.Store, all, author)
+	written, err := f.Write(ctx, s.config.Store, all, author, etcdTime)
 	if err != nil {
 		return problem(err)
 	}

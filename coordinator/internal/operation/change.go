@@ -74,8 +74,8 @@ type Change struct {
 	// event is told in the history of a VIP, "" for all; nil is none.
 	vip   string
 	event *medwayv1.Event
-	// done is what was done, in words; "%d" in it stands for the revision.
-	done string
+	// done is what was done at a revision, in words.
+	done func(revision int64) string
 }
 
 func (c *Change) guard(have *Contents, key string) {
@@ -120,8 +120,12 @@ func (c *Change) Diff() (lines []string) {
 }
 
 // Done says what was done at a revision.
-func (c *Change) Done(revision int64) string {
-	return strings.ReplaceAll(c.done, "%d", fmt.Sprint(revision))
+func (c *Change) Done(revision int64) string { return c.done(revision) }
+
+// saying is for what is done whatever the revision.
+func saying(format string, args ...any) func(int64) string {
+	text := fmt.Sprintf(format, args...)
+	return func(int64) string { return text }
 }
 
 // Commit makes a change, together with its event in the history.

@@ -166,10 +166,13 @@ func (f Forgetting) Watch(ctx context.Context, client *store.Client, keep time.D
 	return err
 }
 
-// Write makes the changes, and says how many keys were written.
-func (f Forgetting) Write(ctx context.Context, client *store.Client, all []*Change, author Author) (written int, err error) {
+// Write makes the changes, each within a time, and says how many keys were written.
+func (f Forgetting) Write(ctx context.Context, client *store.Client, all []*Change, author Author, each time.Duration) (written int, err error) {
 	for _, c := range all {
-		if _, err := c.Commit(ctx, client, author); err != nil {
+		limited, cancel := context.WithTimeout(ctx, each)
+		_, err := c.Commit(limited, client, author)
+		cancel()
+		if err != nil {
 			return written, fmt.Errorf("%d keys were written before: %w", written, err)
 		}
 		written += c.Keys()

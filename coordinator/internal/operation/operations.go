@@ -37,7 +37,9 @@ func Switch(have *Contents, vip, from, to string) (*Change, error) {
 	}
 	c := &Change{
 		vip: vip, event: &medwayv1.Event{What: "switch", From: have.Targets[vip].Site, To: to},
-		done: fmt.Sprintf("%s: target %s -> %s at revision %%d", vip, now, to),
+		done: func(revision int64) string {
+			return fmt.Sprintf("%s: target %s -> %s at revision %d", vip, now, to, revision)
+		},
 	}
 	if !have.ableIn(to, vip, "") {
 		c.note("no node of %s could take it now, by what they say last: dead, drained, cold, unable or without a BGP session; the traffic stays until one can", to)
@@ -57,13 +59,18 @@ func Unlock(have *Contents, vip string) (*Change, error) {
 	}
 	c := &Change{
 		vip: vip, event: &medwayv1.Event{What: "unlock"},
-		done: fmt.Sprintf("%s: unlocked, target %s; it was locked: %s", vip, cmp.Or(have.Targets[vip].Site, "-"), state.Line(DescribeLock(have.Locks[vip]))),
+		done: saying("%s: unlocked, target %s; it was locked: %s", vip, cmp.Or(have.Targets[vip].Site, "-"), state.Line(DescribeLock(have.Locks[vip]))),
 	}
 	if have.Paused(vip) {
 		c.note("it is paused, so nothing is switched automatically yet")
 	}
 	c.delete(have, key.String())
 	return c, nil
+}
+
+// fromThen is for what is in force from a revision on.
+func fromThen(what string) func(int64) string {
+	return func(revision int64) string { return fmt.Sprintf("%s from revision %d on", what, revision) }
 }
 
 // pauseOf is the key of a pause, and the words for what it concerns: a VIP, or
@@ -89,7 +96,7 @@ func Pause(have *Contents, vip string, author Author, now time.Time) (*Change, e
 	if was, ok := have.Pauses[vip]; ok && !was.Malformed {
 		return &Change{Already: fmt.Sprintf("%s: paused already: %s", what, DescribeOrder(was)), Since: have.Entries[key.String()].ModRevision}, nil
 	}
-	c := &Change{vip: vip, event: &medwayv1.Event{What: "pause"}, done: what + ": paused from revision %d on"}
+	c := &Change{vip: vip, event: &medwayv1.Event{What: "pause"}, done: fromThen(what + ": paused")}
 	c.put(have, key, state.Encode(&medwayv1.Pause{Since: now.UTC().Format(time.RFC3339), Reason: author.Reason, By: author.By}))
 	return c, nil
 }
@@ -105,7 +112,7 @@ func Resume(have *Contents, vip string) (*Change, error) {
 	}
 	c := &Change{
 		vip: vip, event: &medwayv1.Event{What: "resume"},
-		done: fmt.Sprintf("%s: resumed; paused %s", what, DescribeOrder(have.Pauses[vip])),
+		done: saying("%s: resumed; paused %s", what, DescribeOrder(have.Pauses[vip])),
 	}
 	c.delete(have, key.String())
 	if rest := pausedStill(have, vip); rest != "" {
@@ -149,7 +156,7 @@ func Drain(have *Contents, node string, author Author, now time.Time) (*Change, 
 			kept = append(kept, vip)
 		}
 	}
-	c := &Change{event: &medwayv1.Event{What: "drain " + node}, done: node + ": drained from revision %d on"}
+	c := &Change{event: &medwayv1.Event{What: "drain " + node}, done: fromThen(node + ": drained")}
 	if _, alive := have.Alive[node]; !alive {
 		c.note("it is silent: the drain is for when it is back; if it is gone for good: medwayctl forget %s", node)
 	} else if len(kept) > 0 {
@@ -169,7 +176,7 @@ func Undrain(have *Contents, node string) (*Change, error) {
 	was.Malformed = !ok
 	c := &Change{
 		event: &medwayv1.Event{What: "undrain " + node},
-		done:  fmt.Sprintf("%s: back in service; it was drained: %s", node, DescribeOrder(was)),
+		done:  saying("%s: back in service; it was drained: %s", node, DescribeOrder(was)),
 	}
 	c.delete(have, key.String())
 	return c, nil
