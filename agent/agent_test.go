@@ -13,6 +13,7 @@ import (
 
 	"github.com/medway-lb/medway/agent/internal/bgp"
 	"github.com/medway-lb/medway/pkg/plan"
+	"github.com/medway-lb/medway/pkg/store/etcdtest"
 
 	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
 )
@@ -379,7 +380,7 @@ func TestTheStatusIsNotWrittenForCountersAlone(t *testing.T) {
 // TestNewLeavesNothingBehindWhenItFails: the next one finds the host free.
 func TestNewLeavesNothingBehindWhenItFails(t *testing.T) {
 	t.Parallel()
-	config := testConfig(t, "dc1-lvs-a", "dc1", freeAddress(t))
+	config := testConfig(t, "dc1-lvs-a", "dc1", etcdtest.FreeAddress(t))
 	bad := newFakes().host()
 	bad.kernel = func() (kernel, error) { return nil, errors.New("no IPVS") }
 	if _, err := newAgent(config, zap.NewNop(), bad); err == nil || err.Error() != "no IPVS" {

@@ -9,15 +9,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -31,9 +28,10 @@ import (
 	"github.com/medway-lb/medway/pkg/pki"
 	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
+	"github.com/medway-lb/medway/pkg/store/etcdtest"
+	"github.com/medway-lb/medway/proto/medway/v1/medwayv1connect"
 
 	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
-	"github.com/medway-lb/medway/proto/medway/v1/medwayv1connect"
 )
 
 const patience = time.Minute // for anything that must happen
@@ -54,36 +52,6 @@ name: b1
 site: dc1
 address: 10.1.1.21
 `
-
-// startEtcd starts a real server and returns its URL.
-func startEtcd(t *testing.T) string {
-	t.Helper()
-	binary, err := exec.Command("go", "tool", "-n", "go.etcd.io/etcd/server/v3").Output()
-	if err != nil {
-		t.Fatal("build etcd: ", err)
-	}
-	var urls []string
-	for range 2 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		urls = append(urls, "http://"+l.Addr().String())
-		_ = l.Close()
-	}
-	cmd := exec.Command(strings.TrimSpace(string(binary)), "--data-dir", t.TempDir(), "--unsafe-no-fsync", "--log-level", "error",
-		"--listen-client-urls", urls[0], "--advertise-client-urls", urls[0],
-		"--listen-peer-urls", urls[1], "--initial-advertise-peer-urls", urls[1], "--initial-cluster", "default="+urls[1])
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
-	return urls[0]
-}
 
 // world is a coordinator that serves over TLS, with a real etcd.
 type world struct {
@@ -106,11 +74,12 @@ func newWorld(t *testing.T) *world {
 	if err := authority.Coordinator("coordinator", nil, time.Hour); err != nil {
 		t.Fatal(err)
 	}
+	etcd, _ := etcdtest.Start(t, "http")
 	w := &world{t: t, authority: authority}
 	cert, key := authority.Files("coordinator")
 	w.config = Config{
 		Listen: "127.0.0.1:0", TLS: TLS{Cert: cert, Key: key, ClientCA: authority.CA()},
-		Etcd: Etcd{Endpoints: []string{startEtcd(t)}, Insecure: true},
+		Etcd: Etcd{Endpoints: []string{etcd}, Insecure: true},
 	}
 	if w.roots, err = store.CertPool(authority.CA()); err != nil {
 		t.Fatal(err)

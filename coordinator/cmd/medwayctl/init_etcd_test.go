@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/medway-lb/medway/pkg/store"
+	"github.com/medway-lb/medway/pkg/store/etcdtest"
 )
 
 // secure starts an etcd with certificates of `medwayctl certs`. as makes the
@@ -23,7 +24,7 @@ func secure(t *testing.T, flags ...string) (url string, as func(user string) []s
 		t.Fatal(err, out)
 	}
 	file := func(name string) string { return filepath.Join(dir, name) }
-	url = startEtcd(t, "https", append(flags, "--cert-file", file("etcd1.pem"), "--key-file", file("etcd1.key"), "--trusted-ca-file", file("ca.pem"), "--bcrypt-cost", "4")...)
+	url, _ = etcdtest.Start(t, "https", append(flags, "--cert-file", file("etcd1.pem"), "--key-file", file("etcd1.key"), "--trusted-ca-file", file("ca.pem"), "--bcrypt-cost", "4")...)
 	return url, func(user string) []string {
 		return []string{"--endpoints", url, "--cacert", file("ca.pem"), "--cert", file(user + ".pem"), "--key", file(user + ".key"), "--command-timeout", "20s"}
 	}
@@ -197,7 +198,7 @@ func TestEnableFails(t *testing.T) {
 }
 
 func TestInitEtcdOverPlainHTTP(t *testing.T) {
-	url := startEtcd(t, "http")
+	url, _ := etcdtest.Start(t, "http")
 	out, err := run(t, "init-etcd", "--operator", "alice", "--insecure", "--endpoints", url, "--command-timeout", "20s")
 	if err == nil || !strings.Contains(err.Error(), "shows no certificate with a common name") {
 		t.Errorf("%v\n%s", err, out)

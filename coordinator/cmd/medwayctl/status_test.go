@@ -13,6 +13,7 @@ import (
 
 	"github.com/medway-lb/medway/coordinator/internal/operation"
 	"github.com/medway-lb/medway/pkg/state"
+	"github.com/medway-lb/medway/pkg/store/etcdtest"
 
 	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
 )
@@ -370,7 +371,7 @@ func TestStatusTellsOfEtcd(t *testing.T) {
 		t.Fatal(err, out)
 	}
 	file := func(name string) string { return filepath.Join(dir, name) }
-	url := startEtcd(t, "https", "--cert-file", file("etcd1.pem"), "--key-file", file("etcd1.key"), "--trusted-ca-file", file("ca.pem"), "--client-cert-auth")
+	url, _ := etcdtest.Start(t, "https", "--cert-file", file("etcd1.pem"), "--key-file", file("etcd1.key"), "--trusted-ca-file", file("ca.pem"), "--client-cert-auth")
 	flags := []string{"--cacert", file("ca.pem"), "--cert", file("alice.pem"), "--key", file("alice.key"), "--command-timeout", "20s"}
 	if out, err := run(t, append(flags, "status", "--endpoints", url)...); err != nil { // waits for etcd
 		t.Fatal(err, out)
