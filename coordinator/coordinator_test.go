@@ -547,6 +547,20 @@ func TestWhoMayDoWhat(t *testing.T) {
 			t.Errorf("a certificate %s: %v", name, err)
 		}
 	}
+	// A stream ends with its grant.
+	stream, err := w.with(w.allow(Permission{Name: "frank", Role: "viewer"})).Watch(ctx, connect.NewRequest(&medwayv1.WatchRequest{}))
+	if err != nil || !stream.Receive() {
+		t.Fatal(err, stream.Err())
+	}
+	defer func() { _ = stream.Close() }()
+	if err := Revoke(ctx, w.config, "frank"); err != nil {
+		t.Fatal(err)
+	}
+	for stream.Receive() {
+	}
+	if err := stream.Err(); connect.CodeOf(err) != connect.CodeUnauthenticated || !strings.Contains(err.Error(), "the grant of frank has ended") {
+		t.Errorf("frank's stream ended with %v", err)
+	}
 	// A grant that is spoilt allows nothing, whatever it was.
 	w.write(state.GrantPrefix+"bob", `{"role":"admin","token_sha256":"?"}`)
 	w.until("bob's grant counts no more", func() error {

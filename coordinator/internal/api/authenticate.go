@@ -138,3 +138,18 @@ func may(ctx context.Context, need auth.Role, vip string) (auth.Identity, error)
 	}
 	return who, nil
 }
+
+// still says whether somebody has a role yet, while a stream goes on.
+func (s *Server) still(who auth.Identity, need auth.Role) error {
+	grant, ok := s.grants.of(who.Name)
+	if !ok || grant.TokenSHA256 != who.TokenSHA256 {
+		return connect.NewError(connect.CodeUnauthenticated, fmt.Errorf("the grant of %s has ended", who.Name))
+	}
+	now, err := s.as(who.Name, grant)
+	if err == nil {
+		if err = now.May(need, ""); err != nil {
+			err = connect.NewError(connect.CodePermissionDenied, err)
+		}
+	}
+	return err
+}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"connectrpc.com/connect"
 	"go.uber.org/zap"
@@ -25,6 +26,8 @@ const (
 	maxBehind = 1024
 	// maxReaders may read at once.
 	maxReaders = 4000
+	// grantInterval is how long a stream may go on after its grant has ended.
+	grantInterval = 5 * time.Second
 )
 
 // news hands what changes in etcd to all who read it.
@@ -133,10 +136,16 @@ func (s *Server) Watch(ctx context.Context, _ *connect.Request[medwayv1.WatchReq
 	if err := stream.Send(&medwayv1.WatchResponse{}); err != nil {
 		return err
 	}
+	ticker := time.NewTicker(grantInterval)
+	defer ticker.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-ticker.C:
+			if err := s.still(who, auth.Viewer); err != nil {
+				return err
+			}
 		case c, ok := <-r.changes:
 			if !ok {
 				s.log.Warn("a reader was too slow", zap.String("name", who.Name))
