@@ -72,7 +72,7 @@ func TestKernelDriftIsMendedAndTold(t *testing.T) {
 	program(t, filepath.Join(dir, "etcd.log"), "etcd", "--data-dir", filepath.Join(dir, "etcd"), "--unsafe-no-fsync",
 		"--listen-client-urls", endpoint, "--advertise-client-urls", endpoint)
 	etcdctl := func(args ...string) (string, error) {
-		out, err := exec.Command(filepath.Join(programs(), "etcdctl"), append([]string{"--endpoints", endpoint}, args...)...).Output()
+		out, err := exec.Command(filepath.Join(programs(), "etcdctl"), append([]string{"--endpoints", endpoint, "--command-timeout", "30s"}, args...)...).Output()
 		return string(out), err
 	}
 	until(t, "etcd serves", func() bool { _, err := etcdctl("get", "x"); return err == nil })
