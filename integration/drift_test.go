@@ -22,8 +22,9 @@ import (
 // in the test's output.
 const mendTime = time.Minute
 
-// settleTime is for what takes several steps.
-const settleTime = time.Minute
+// settleTime is for what takes several steps, a status among them, which agents write every
+// 10 s at most.
+const settleTime = 2 * time.Minute
 
 // A harm is what somebody does to a host by hand.
 type harm struct {
