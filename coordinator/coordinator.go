@@ -6,12 +6,15 @@ package coordinator
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/medway-lb/medway/coordinator/internal/api"
@@ -21,6 +24,9 @@ import (
 
 // requestTime is how long a client may take for its request.
 const requestTime = 30 * time.Second
+
+// stopTime is what is being answered when it stops has yet.
+const stopTime = 5 * time.Second
 
 // Coordinator is one management server.
 type Coordinator struct {
@@ -55,15 +61,19 @@ func New(c Config, log *zap.Logger) (*Coordinator, error) {
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(true)
 	protocols.SetUnencryptedHTTP2(secured == nil) // gRPC without TLS
+	httpLog, err := zap.NewStdLogAt(log.Named("http").WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core { return noHandshakes{c} })), zap.ErrorLevel)
+	if err != nil {
+		client.Close()
+		return nil, err
+	}
 	out.server = &http.Server{
 		Handler: out.api.Handler(), TLSConfig: secured, Protocols: protocols,
 		ReadHeaderTimeout: requestTime / 3, ReadTimeout: requestTime, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 32 << 10,
-		// Refused handshakes, which anybody can make: no lines for these.
-		ErrorLog: zap.NewStdLog(log.WithOptions(zap.IncreaseLevel(zap.ErrorLevel))),
+		ErrorLog: httpLog,
 	}
 	if out.listener, err = net.Listen("tcp", c.Listen); err != nil {
 		client.Close()
-		return nil, err
+		return nil, fmt.Errorf("field listen: value %q: %w", c.Listen, err)
 	}
 	return out, nil
 }
@@ -93,7 +103,13 @@ func (c *Coordinator) Run(ctx context.Context) error {
 	})
 	g.Go(func() error {
 		<-ctx.Done()
-		return errors.Join(ctx.Err(), c.server.Close())
+		c.api.Stop()
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
+		defer cancel()
+		if c.server.Shutdown(grace) != nil {
+			_ = c.server.Close()
+		}
+		return ctx.Err()
 	})
 	err := g.Wait()
 	if errors.Is(err, context.Canceled) {
@@ -107,6 +123,17 @@ func (c *Coordinator) Close() {
 	_ = c.server.Close()
 	_ = c.listener.Close()
 	c.client.Close()
+}
+
+// noHandshakes logs what net/http has to say, panics among it, but for refused
+// handshakes, which anybody can make.
+type noHandshakes struct{ zapcore.Core }
+
+func (c noHandshakes) Check(e zapcore.Entry, to *zapcore.CheckedEntry) *zapcore.CheckedEntry {
+	if strings.Contains(e.Message, "TLS handshake error") {
+		return to
+	}
+	return c.Core.Check(e, to)
 }
 
 // Version is that of this build.

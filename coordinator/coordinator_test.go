@@ -66,6 +66,12 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
+	etcd, _ := etcdtest.Start(t, "http")
+	return newWorldOf(t, etcd)
+}
+
+func newWorldOf(t *testing.T, etcd string) *world {
+	t.Helper()
 	dir := t.TempDir()
 	authority, _, err := pki.Open(dir)
 	if err != nil {
@@ -74,7 +80,6 @@ func newWorld(t *testing.T) *world {
 	if err := authority.Coordinator("coordinator", nil, time.Hour); err != nil {
 		t.Fatal(err)
 	}
-	etcd, _ := etcdtest.Start(t, "http")
 	w := &world{t: t, authority: authority}
 	cert, key := authority.Files("coordinator")
 	w.config = Config{
@@ -90,7 +95,7 @@ func newWorld(t *testing.T) *world {
 	t.Cleanup(w.etcd.Close)
 	core, logs := observer.New(zap.DebugLevel)
 	w.logs = logs
-	c, err := New(w.config, zap.New(core))
+	c, err := New(w.config, zap.New(core)) // its log is looked at
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -236,6 +241,7 @@ func (w *world) refused(what string, code connect.Code, words string, do func() 
 func TestAPI(t *testing.T) {
 	for name, option := range map[string]connect.ClientOption{"JSON": connect.WithProtoJSON(), "gRPC": connect.WithGRPC()} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			w := newWorld(t)
 			token := w.allow(Permission{Name: "alice", Role: "admin"})
 			w.operate(w.with(token, option))
@@ -291,6 +297,24 @@ func (w *world) operate(c medwayv1connect.CoordinatorClient) {
 	if _, err := c.Apply(ctx, changed); err != nil {
 		t.Error(err)
 	}
+	for key, words := range map[string]string{
+		"/medway/v1/backends/sbc/b1": `field revisions: key "/medway/v1/backends/sbc/b1"`, "backend/sbc/b1": "expected the key of one of the documents", "": `key ""`,
+	} {
+		misspelt := apply(intentText)
+		misspelt.Msg.Revisions = map[string]int64{key: 0}
+		w.refused("a key that is in no document", connect.CodeInvalidArgument, words, func() error { _, err := c.Apply(ctx, misspelt); return err })
+	}
+	w.refused("very much that is wrong", connect.CodeInvalidArgument, "and more", func() error {
+		_, err := c.Apply(ctx, apply(strings.Repeat("---\nkind: X\n", 1000)))
+		if err != nil && len(err.Error()) > 10000 {
+			t.Errorf("it takes %d bytes to say so", len(err.Error()))
+		}
+		return err
+	})
+	w.refused("very many checks", connect.CodeInvalidArgument, "field force: value \"1000 names\"", func() error {
+		_, err := c.Preflight(ctx, connect.NewRequest(&medwayv1.SwitchRequest{Vip: "sip-1", From: "dc1", To: "dc2", Force: make([]string, 1000)}))
+		return err
+	})
 	w.refused("wrong intent", connect.CodeInvalidArgument, `all.yaml:4:10: VIP sip-1: field groups.DC1`, func() error {
 		_, err := c.Apply(ctx, apply(strings.Replace(intentText, "dc1: g1", "DC1: g1", 1)))
 		return err
@@ -343,6 +367,7 @@ func (w *world) operate(c medwayv1connect.CoordinatorClient) {
 		done = append(done, fmt.Sprintf("%s by %s for %q", e.Event.What, e.Event.By, e.Event.Reason))
 	}
 	want := []string{
+		`apply Pool sbc, Backend sbc/b1, VIP sip-1 by alice for ""`, `apply Backend sbc/b1 by alice for ""`,
 		`unlock by alice for "night work"`, `pause by alice for "night work"`, `resume by alice for "night work"`,
 		`drain n1 by alice for "new kernel"`, `undrain n1 by alice for "new kernel"`,
 	}
@@ -405,7 +430,7 @@ func (w *world) operate(c medwayv1connect.CoordinatorClient) {
 
 	// A node that is dead is forgotten, once the routers have been looked at.
 	w.write("/medway/v1/claims/n1/sip-1", `{"med":"100"}`)
-	forget := &medwayv1.ForgetRequest{Node: "n1", Reason: "board is broken", RoutersKeep: "1s"}
+	forget := &medwayv1.ForgetRequest{Node: "n1", Reason: "board is broken", RoutersKeep: "12s"} // longer than a client may take nothing
 	w.refused("nobody has looked", connect.CodeInvalidArgument, "field routers_checked", func() error { return forgotten(ctx, c, forget) })
 	forget.RoutersChecked = true
 	if err := forgotten(ctx, c, forget); err != nil || w.stored()["/medway/v1/claims/n1/sip-1"] != `{"med":"none"}` {
@@ -571,7 +596,8 @@ func TestWhoMayDoWhat(t *testing.T) {
 	})
 }
 
-// TestGuessing: who guesses is slowed down, also with the right token then.
+// TestGuessing: who guesses is slowed down; who has the right token is not, from the
+// same address.
 func TestGuessing(t *testing.T) {
 	w := newWorld(t)
 	token := w.allow(Permission{Name: "alice", Role: "viewer"})
@@ -585,7 +611,7 @@ func TestGuessing(t *testing.T) {
 	if !errors.As(err, &limited) || limited.Code() != connect.CodeResourceExhausted || limited.Meta().Get("Retry-After") == "" {
 		t.Errorf("after 50 guesses: %v", err)
 	}
-	if _, err := w.with(token).GetState(w.context(), connect.NewRequest(&medwayv1.GetStateRequest{})); connect.CodeOf(err) != connect.CodeResourceExhausted {
+	if _, err := w.with(token).GetState(w.context(), connect.NewRequest(&medwayv1.GetStateRequest{})); err != nil {
 		t.Errorf("the right token after them: %v", err)
 	}
 }
@@ -642,6 +668,33 @@ func TestHTTP(t *testing.T) {
 	} {
 		if code, text := ask(test.method, test.path, test.body, test.headers...); code != test.code || !strings.Contains(text, test.want) {
 			t.Errorf("%s: %d %.300s, expected %d %s", test.what, code, text, test.code, test.want)
+		}
+	}
+}
+
+// TestApplyPartly: what does not fit into one transaction is told as it is.
+func TestApplyPartly(t *testing.T) {
+	w := newWorld(t)
+	c := w.with(w.allow(Permission{Name: "alice", Role: "admin"}))
+	text := intentText
+	for i := range 300 {
+		text += fmt.Sprintf("---\nkind: Backend\npool: sbc\nname: x%d\nsite: dc1\naddress: 10.9.%d.%d\n", i, i/200, 1+i%200)
+	}
+	if out, err := c.Apply(w.context(), apply(text)); err != nil || len(out.Msg.Changes) != 303 || out.Msg.Revision == 0 {
+		t.Fatalf("%v", err)
+	}
+	if n := len(w.stored()); n != 303+1 { // and one event
+		t.Errorf("%d keys", n)
+	}
+}
+
+// TestBeforeEtcd: who asks before grants could be read is not refused for good.
+func TestBeforeEtcd(t *testing.T) {
+	w := newWorldOf(t, "http://"+etcdtest.FreeAddress(t))
+	for range 20 {
+		_, err := w.with("medway_alice_x").GetState(w.context(), connect.NewRequest(&medwayv1.GetStateRequest{}))
+		if connect.CodeOf(err) != connect.CodeUnavailable {
+			t.Fatalf("%v", err)
 		}
 	}
 }

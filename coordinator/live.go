@@ -108,6 +108,7 @@ func (l *live) poll(ctx context.Context, running *sync.WaitGroup, node, url stri
 	}
 	client, err := l.httpClient(node, url)
 	if err != nil {
+		l.polled[node] = poller{url: url} // said once
 		l.log.Warn("can't ask a node for its live numbers", zap.String("node", node), zap.Error(err))
 		return
 	}
@@ -143,19 +144,21 @@ func (l *live) ask(ctx context.Context, client *http.Client, node, url string) {
 	defer client.CloseIdleConnections()
 	ticker := time.NewTicker(pollInterval)
 	defer ticker.Stop()
-	said := ""
+	silent := false
 	for {
 		numbers, err := question(ctx, client, url)
 		switch {
 		case ctx.Err() != nil:
 			return
 		case err != nil:
-			if text := err.Error(); text != said { // each second the same: once is enough to say
+			if !silent { // once is enough to say
 				l.log.Warn("a node does not tell its live numbers", zap.String("node", node), zap.Error(err))
-				said = text
 			}
+			silent = true
 		default:
-			said = ""
+			silent = false
+			// By this clock: how old they are is asked here.
+			numbers.At = time.Now().UTC().Format(time.RFC3339Nano)
 			l.mu.Lock()
 			if l.polled[node].url == url && ctx.Err() == nil {
 				l.numbers[node] = numbers

@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -102,6 +103,9 @@ writes intent too, and forgets nodes; backend registers itself.`,
 			c, err := coordinator.LoadConfig(*config)
 			if err != nil {
 				return err
+			}
+			if cmd.Flags().Changed("vips") && len(vips) == 0 {
+				return errors.New("flag --vips: expected at least one VIP; without the flag the grant is for all")
 			}
 			secret, err := coordinator.Allow(cmd.Context(), c, coordinator.Permission{Name: args[0], Role: role, VIPs: vips, Token: token, Valid: valid})
 			if err == nil && secret != "" {

@@ -77,7 +77,7 @@ func applyObjects(ctx context.Context, c *connection, objects []intent.Object, d
 		}
 		return nil
 	}
-	revision, err := a.Write(ctx, client)
+	revision, err := a.Write(ctx, client, operation.Author{})
 	if err == nil {
 		fmt.Fprintf(out, "%d of %d objects written at revision %d\n", len(a.Differs), len(objects), revision)
 	}

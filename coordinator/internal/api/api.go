@@ -4,8 +4,10 @@ package api
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"net/netip"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -28,6 +30,8 @@ const (
 	maxRequest = 4 << 20
 	// writeTime is how long a client may take none of its answer.
 	writeTime = 10 * time.Second
+	// pieceSize is what a client has to take in that time, in bytes.
+	pieceSize = 64 << 10
 )
 
 // Config is what a server works with.
@@ -49,6 +53,9 @@ type Server struct {
 	news    *news
 	limiter *auth.Limiter
 	now     func() time.Time
+	// stopping is closed when streams are to end.
+	stopping chan struct{}
+	stop     func()
 }
 
 // New makes a server.
@@ -56,8 +63,18 @@ func New(c Config) *Server {
 	if c.Log == nil {
 		c.Log = zap.NewNop()
 	}
-	return &Server{config: c, log: c.Log, grants: newGrants(c.Log), news: newNews(), limiter: auth.NewLimiter(), now: time.Now}
+	s := &Server{
+		config: c, log: c.Log, grants: newGrants(c.Log), news: newNews(), limiter: auth.NewLimiter(), now: time.Now,
+		stopping: make(chan struct{}),
+	}
+	s.stop = sync.OnceFunc(func() { close(s.stopping) })
+	return s
 }
+
+// Stop ends all streams; what else is asked is answered yet.
+func (s *Server) Stop() { s.stop() }
+
+var errStopping = connect.NewError(connect.CodeUnavailable, errors.New("this coordinator stops: ask another one"))
 
 // Run follows in etcd who may do what and what changes, until ctx ends.
 func (s *Server) Run(ctx context.Context) error {
@@ -102,14 +119,29 @@ type deadlineWriter struct {
 	control *http.ResponseController
 }
 
-func (w *deadlineWriter) Write(b []byte) (int, error) {
-	_ = w.control.SetWriteDeadline(time.Now().Add(writeTime))
-	return w.ResponseWriter.Write(b)
+// Write gives each piece its time, so that who reads slowly gets all of a long answer.
+func (w *deadlineWriter) Write(b []byte) (written int, err error) {
+	defer w.timed()()
+	for written < len(b) && err == nil {
+		var n int
+		n, err = w.ResponseWriter.Write(b[written:min(len(b), written+pieceSize)])
+		written += n
+		_ = w.control.SetWriteDeadline(time.Now().Add(writeTime))
+	}
+	return written, err
 }
 
+// Flush is for streams.
 func (w *deadlineWriter) Flush() {
-	_ = w.control.SetWriteDeadline(time.Now().Add(writeTime))
+	defer w.timed()()
 	_ = w.control.Flush()
+}
+
+// timed begins the time for one piece, and returns what ends it: in HTTP/2 a deadline
+// resets a stream also where nothing is to be written.
+func (w *deadlineWriter) timed() (end func()) {
+	_ = w.control.SetWriteDeadline(time.Now().Add(writeTime))
+	return func() { _ = w.control.SetWriteDeadline(time.Time{}) }
 }
 
 // Unwrap is for [http.ResponseController].

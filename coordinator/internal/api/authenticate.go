@@ -22,8 +22,9 @@ import (
 type grants struct {
 	log *zap.Logger
 
-	mu    sync.Mutex
-	known map[string]auth.Grant
+	mu     sync.Mutex
+	known  map[string]auth.Grant
+	loaded bool
 }
 
 func newGrants(log *zap.Logger) *grants { return &grants{log: log, known: map[string]auth.Grant{}} }
@@ -32,6 +33,7 @@ func (g *grants) follow(ctx context.Context, client *store.Client) error {
 	return client.Follow(ctx, state.GrantPrefix, func(u store.Update) {
 		g.mu.Lock()
 		defer g.mu.Unlock()
+		g.loaded = true
 		if u.Reset {
 			clear(g.known)
 		}
@@ -59,19 +61,34 @@ func (g *grants) of(name string) (auth.Grant, bool) {
 	return grant, ok
 }
 
+// read says whether grants are known: without, nobody is refused for good.
+func (g *grants) read() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.loaded
+}
+
 // errUnknown is the same for a name that does not exist and for a wrong token.
 var errUnknown = connect.NewError(connect.CodeUnauthenticated, errors.New("the token is not valid"))
 
 // identify says who asks: by a bearer token, or else by the certificate that the TLS
 // handshake has verified.
 func (s *Server) identify(r *http.Request) (auth.Identity, error) {
+	if !s.grants.read() {
+		return auth.Identity{}, unavailable(errNotYet)
+	}
 	if header := r.Header.Get("Authorization"); header != "" {
 		return s.bearer(r, header)
 	}
 	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
 		return auth.Identity{}, connect.NewError(connect.CodeUnauthenticated, errors.New("expected a client certificate or a bearer token"))
 	}
-	name := r.TLS.VerifiedChains[0][0].Subject.CommonName
+	certificate := r.TLS.VerifiedChains[0][0]
+	name := certificate.Subject.CommonName
+	// It was good when the connection was made, which may be long ago.
+	if end := certificate.NotAfter; s.now().After(end) {
+		return auth.Identity{}, connect.NewError(connect.CodeUnauthenticated, fmt.Errorf("the certificate of %s ended at %s", state.Quote(name), end.UTC().Format(time.RFC3339)))
+	}
 	grant, ok := s.grants.of(name)
 	if !ok {
 		return auth.Identity{}, connect.NewError(connect.CodePermissionDenied, fmt.Errorf("there is no grant for the certificate's name, %s", state.Quote(name)))
@@ -84,15 +101,17 @@ func (s *Server) bearer(r *http.Request, header string) (auth.Identity, error) {
 	if err != nil {
 		return auth.Identity{}, connect.NewError(connect.CodeUnauthenticated, fmt.Errorf("no address to count failures of: %w", err))
 	}
-	if wait := s.limiter.Wait(from.Addr(), s.now()); wait > 0 {
-		limited := connect.NewError(connect.CodeResourceExhausted, fmt.Errorf("too many failed logins from %s: wait %s", from.Addr(), wait.Round(time.Second)))
-		limited.Meta().Set("Retry-After", fmt.Sprint(int(wait.Seconds())+1))
-		return auth.Identity{}, limited
-	}
 	scheme, token, _ := strings.Cut(header, " ")
 	name, ok := auth.TokenName(token)
 	grant, known := s.grants.of(name)
 	if !strings.EqualFold(scheme, "Bearer") || !ok || !known || !grant.Verify(token) {
+		// A token that is right passes whatever others of its address do: nobody
+		// guesses 256 bits, and else one could lock all out who share a proxy.
+		if wait := s.limiter.Wait(from.Addr(), s.now()); wait > 0 {
+			limited := connect.NewError(connect.CodeResourceExhausted, fmt.Errorf("too many failed logins from %s: wait %s", from.Addr(), wait.Round(time.Second)))
+			limited.Meta().Set("Retry-After", fmt.Sprint(int(wait.Seconds())+1))
+			return auth.Identity{}, limited
+		}
 		s.limiter.Failed(from.Addr(), s.now())
 		s.log.Warn("a login failed", zap.Stringer("from", from.Addr()), zap.String("name", state.Line(name)))
 		return auth.Identity{}, errUnknown

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"time"
 
@@ -28,11 +29,11 @@ func (s *Server) Apply(ctx context.Context, r *connect.Request[medwayv1.ApplyReq
 		name = "documents"
 	}
 	if len(name) > 200 || state.Line(name) != name {
-		return nil, invalid("name", name, "at most 200 bytes of text that can be printed")
+		return nil, problem(invalid("name", name, "at most 200 bytes of text that can be printed"))
 	}
 	objects, err := intent.Parse(name, []byte(r.Msg.Documents))
 	if err != nil {
-		return nil, connect.NewError(connect.CodeInvalidArgument, err)
+		return nil, wrongIntent(err)
 	}
 	have, err := s.load(ctx)
 	if err != nil {
@@ -40,7 +41,7 @@ func (s *Server) Apply(ctx context.Context, r *connect.Request[medwayv1.ApplyReq
 	}
 	a, err := operation.Apply(have, objects, s.config.Reserved)
 	if err != nil {
-		return nil, connect.NewError(connect.CodeInvalidArgument, err)
+		return nil, wrongIntent(err)
 	}
 	if err := a.Expect(r.Msg.Revisions); err != nil {
 		return nil, problem(err)
@@ -62,11 +63,23 @@ func (s *Server) Apply(ctx context.Context, r *connect.Request[medwayv1.ApplyReq
 	}
 	ctx, cancel := context.WithTimeout(ctx, etcdTime)
 	defer cancel()
-	if out.Revision, err = a.Write(ctx, s.config.Store); err != nil {
+	out.Revision, err = a.Write(ctx, s.config.Store, operation.Author{By: who.Name})
+	s.log.Info("intent was written", zap.String("by", who.Name), zap.Int("objects", len(a.Differs)), zap.Int64("revision", out.Revision), zap.Error(err))
+	if err != nil {
 		return nil, problem(err)
 	}
-	s.log.Info("intent was written", zap.String("by", who.Name), zap.Int("objects", len(a.Differs)), zap.Int64("revision", out.Revision))
 	return connect.NewResponse(out), nil
+}
+
+// wrongIntent tells what is wrong with documents, line by line; of very much the
+// beginning.
+func wrongIntent(err error) error {
+	const most = 50
+	lines := strings.SplitN(err.Error(), "\n", most+1)
+	if len(lines) > most {
+		lines[most] = "and more"
+	}
+	return connect.NewError(connect.CodeInvalidArgument, errors.New(strings.Join(lines, "\n")))
 }
 
 // changing has one change made for who asks.
@@ -126,7 +139,7 @@ func reasoned(reason string) error {
 // Unlock removes a lock.
 func (s *Server) Unlock(ctx context.Context, r *connect.Request[medwayv1.VIPRequest]) (*connect.Response[medwayv1.ChangeResponse], error) {
 	if r.Msg.All || r.Msg.Vip == "" {
-		return nil, invalid("vip", r.Msg.Vip, "a VIP: each lock is removed by itself")
+		return nil, problem(invalid("vip", r.Msg.Vip, "a VIP: each lock is removed by itself"))
 	}
 	return s.changing(ctx, r.Msg.Vip, r.Msg.Reason, r.Msg.DryRun, func(have *operation.Contents, _ operation.Author) (*operation.Change, error) {
 		return operation.Unlock(have, r.Msg.Vip)
@@ -137,7 +150,7 @@ func (s *Server) Unlock(ctx context.Context, r *connect.Request[medwayv1.VIPRequ
 func (s *Server) Pause(ctx context.Context, r *connect.Request[medwayv1.VIPRequest]) (*connect.Response[medwayv1.ChangeResponse], error) {
 	vip, err := vipOf(r.Msg)
 	if err := errors.Join(err, reasoned(r.Msg.Reason)); err != nil {
-		return nil, err
+		return nil, problem(err)
 	}
 	return s.changing(ctx, vip, r.Msg.Reason, r.Msg.DryRun, func(have *operation.Contents, a operation.Author) (*operation.Change, error) {
 		return operation.Pause(have, vip, a, s.now())
@@ -148,7 +161,7 @@ func (s *Server) Pause(ctx context.Context, r *connect.Request[medwayv1.VIPReque
 func (s *Server) Resume(ctx context.Context, r *connect.Request[medwayv1.VIPRequest]) (*connect.Response[medwayv1.ChangeResponse], error) {
 	vip, err := vipOf(r.Msg)
 	if err != nil {
-		return nil, err
+		return nil, problem(err)
 	}
 	return s.changing(ctx, vip, r.Msg.Reason, r.Msg.DryRun, func(have *operation.Contents, _ operation.Author) (*operation.Change, error) {
 		return operation.Resume(have, vip)
@@ -169,6 +182,9 @@ func (s *Server) Undrain(ctx context.Context, r *connect.Request[medwayv1.NodeRe
 	})
 }
 
+// maxKeep is more than any router keeps a dead host's routes.
+const maxKeep = time.Hour
+
 // Forget lets go of what a dead node may still announce.
 func (s *Server) Forget(ctx context.Context, r *connect.Request[medwayv1.ForgetRequest], stream *connect.ServerStream[medwayv1.ForgetResponse]) error {
 	who, err := may(ctx, auth.Admin, "")
@@ -178,15 +194,15 @@ func (s *Server) Forget(ctx context.Context, r *connect.Request[medwayv1.ForgetR
 	author := operation.Author{By: who.Name, Reason: r.Msg.Reason}
 	keep := operation.RoutersKeep
 	if text := r.Msg.RoutersKeep; text != "" {
-		if keep, err = time.ParseDuration(text); err != nil || keep < time.Second {
-			return invalid("routers_keep", text, "a duration of 1s or more")
+		if keep, err = time.ParseDuration(text); err != nil || keep < time.Second || keep > maxKeep {
+			return problem(invalid("routers_keep", text, fmt.Sprintf("a duration of 1s to %s", maxKeep)))
 		}
 	}
 	switch err := errors.Join(reasoned(r.Msg.Reason), author.Check()); {
 	case err != nil:
 		return problem(err)
 	case !r.Msg.RoutersChecked:
-		return invalid("routers_checked", "false", "true, once somebody has looked: no router has a route of the node's")
+		return problem(invalid("routers_checked", "false", "true, once somebody has looked: no router has a route of the node's"))
 	}
 	f := operation.Forgetting{Node: r.Msg.Node, Delete: r.Msg.Delete}
 	changes := func() ([]*operation.Change, error) {
@@ -204,7 +220,17 @@ func (s *Server) Forget(ctx context.Context, r *connect.Request[medwayv1.ForgetR
 		report := func(left time.Duration, _ bool) {
 			_ = stream.Send(&medwayv1.ForgetResponse{Left: max(0, left).Round(time.Second).String()})
 		}
-		if err := f.Watch(ctx, s.config.Store, keep, report, func(context.Context) error { return nil }); err != nil {
+		watching, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		go func() {
+			select {
+			case <-watching.Done():
+			case <-s.stopping:
+				cancel(errStopping)
+			}
+		}()
+		// Who may no more do it by then does not.
+		if err := f.Watch(watching, s.config.Store, keep, report, func(context.Context) error { return s.still(who, auth.Admin) }); err != nil {
 			return problem(err)
 		}
 		if all, err = changes(); err != nil {

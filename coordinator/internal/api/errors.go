@@ -48,10 +48,10 @@ func codeOf(err error) connect.Code {
 		return connect.CodeNotFound
 	case errors.Is(err, operation.ErrPrecondition), errors.Is(err, switchover.ErrIdle), errors.As(err, &refused):
 		return connect.CodeFailedPrecondition
+	case errors.Is(err, operation.ErrPartly), errors.Is(err, operation.ErrUnknownOutcome), errors.Is(err, switchover.ErrUnknownOutcome):
+		return connect.CodeUnknown
 	case errors.Is(err, operation.ErrConflict), errors.Is(err, switchover.ErrConflict):
 		return connect.CodeAborted
-	case errors.Is(err, operation.ErrUnknownOutcome), errors.Is(err, switchover.ErrUnknownOutcome):
-		return connect.CodeUnknown
 	case errors.Is(err, switchover.ErrStale):
 		return connect.CodeUnavailable
 	case errors.Is(err, context.Canceled):
@@ -89,5 +89,5 @@ func detail(e *connect.Error, m proto.Message) {
 func unavailable(err error) error { return connect.NewError(connect.CodeUnavailable, err) }
 
 func invalid(field, value, expected string) error {
-	return problem(state.FieldError{Field: field, Found: "value " + state.Quote(value), Expected: expected})
+	return state.FieldError{Field: field, Found: "value " + state.Quote(value), Expected: expected}
 }

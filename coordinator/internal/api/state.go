@@ -90,7 +90,7 @@ func (s *Server) GetHistory(ctx context.Context, r *connect.Request[medwayv1.Get
 	prefixes := []string{state.HistoryPrefix}
 	if vip := r.Msg.Vip; vip != "" {
 		if state.CheckName(vip) != nil {
-			return nil, invalid("vip", vip, "the name of a VIP")
+			return nil, problem(invalid("vip", vip, "the name of a VIP"))
 		}
 		prefixes = []string{state.HistoryOf(vip), state.HistoryOf("")}
 	}

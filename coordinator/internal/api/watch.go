@@ -142,6 +142,8 @@ func (s *Server) Watch(ctx context.Context, _ *connect.Request[medwayv1.WatchReq
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-s.stopping:
+			return errStopping
 		case <-ticker.C:
 			if err := s.still(who, auth.Viewer); err != nil {
 				return err

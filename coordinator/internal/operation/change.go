@@ -22,6 +22,9 @@ var (
 	ErrPrecondition = errors.New("it is not possible now")
 	// ErrConflict says that somebody else changed the same thing at the same time.
 	ErrConflict = errors.New("nothing was written: somebody else changed the same")
+	// ErrPartly says that a part was written: what does not fit into one transaction is
+	// written in several.
+	ErrPartly = errors.New("a part was written")
 	// ErrUnknownOutcome says that etcd did not answer: it may have been written.
 	ErrUnknownOutcome = errors.New("it is not known whether this was written, look with medwayctl status")
 )

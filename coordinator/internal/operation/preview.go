@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/medway-lb/medway/pkg/intent"
 	"github.com/medway-lb/medway/pkg/plan"
 	"github.com/medway-lb/medway/pkg/reconcile"
 	"github.com/medway-lb/medway/pkg/state"
@@ -20,9 +21,15 @@ type NodeChange struct {
 }
 
 // Expect refuses where an object is not of the revision that whoever asks has seen, by
-// key below /medway/v1/; 0: the key must not exist.
+// key below /medway/v1/; 0: the key must not exist. They must be among the objects.
 func (a *Applying) Expect(revisions map[string]int64) error {
+	a.expected = map[state.Key]bool{}
 	for _, key := range slices.Sorted(maps.Keys(revisions)) {
+		at := slices.IndexFunc(a.Objects, func(o intent.Object) bool { return o.Key.String() == state.Prefix+key })
+		if at < 0 {
+			return state.FieldError{Field: "revisions", Found: "key " + state.Quote(key), Expected: "the key of one of the documents, below " + state.Prefix}
+		}
+		a.expected[a.Objects[at].Key] = true
 		if is := a.have.Entries[state.Prefix+key].ModRevision; is != revisions[key] {
 			return refuse(ErrConflict, "%s is of revision %d, expected %d: somebody else changed it: look again", state.Printable(state.Prefix+key), is, revisions[key])
 		}

@@ -73,6 +73,10 @@ func checkWords(by, reason string, force []plan.CheckName) (errs []error) {
 	if by == "" {
 		wrong("by", by, "a name")
 	}
+	if len(force) > len(plan.Forceable) {
+		wrong("force", fmt.Sprintf("%d names", len(force)), fmt.Sprintf("at most %d", len(plan.Forceable)))
+		force = nil
+	}
 	for i, name := range force {
 		if !slices.Contains(plan.Forceable, name) {
 			wrong(fmt.Sprintf("force[%d]", i), string(name), fmt.Sprintf("one of %q", plan.Forceable))
@@ -174,11 +178,11 @@ func (e *Engine) Start(ctx context.Context, o Order) (*medwayv1.Switchover, erro
 	if err := e.known(ctx); err != nil {
 		return nil, err
 	}
+	guards := e.guards(o.VIP) // before the look: what comes in between must not pass unseen
 	w, _, _ := e.look()
 	if err := o.check(w.Snapshot); err != nil {
 		return nil, err
 	}
-	guards := e.guards(o.VIP)
 	checks := e.preflight(o, w, nil)
 	if len(plan.Refusing(checks, o.Force)) > 0 {
 		return nil, &RefusedError{Checks: map[string][]plan.Check{o.VIP: checks}, Force: o.Force}
