@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .PHONY: help setup build generate lint test sim fuzz bench demo drills lab lab-shell lab-status lab-down clean
 
 GO        ?= go
-PROGRAMS  := medway-agent medwayctl medway-lab sbc etcd etcdctl etcdutl
+PROGRAMS  := medway-agent medway-coordinator medwayctl medway-lab sbc etcd etcdctl etcdutl
 # Static binaries: they also run where the lab's virtual machine has no libc of the same version.
 # -buildvcs is for --version, also where the environment turns it off.
 BUILD     := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=auto
@@ -23,6 +23,7 @@ build: ## Build all programs into bin/
 	@$(BUILD) -o bin/medway-agent ./agent/cmd/medway-agent
 	@# Another build, which the tests upgrade to.
 	@$(BUILD) -ldflags "-X github.com/medway-lb/medway/agent.version=v0.0.0-other" -o bin/medway-agent-other ./agent/cmd/medway-agent
+	@$(BUILD) -o bin/medway-coordinator ./coordinator/cmd/medway-coordinator
 	@$(BUILD) -o bin/medwayctl ./coordinator/cmd/medwayctl
 	@$(BUILD) -o bin/medway-lab ./integration/lab/cmd/medway-lab
 	@$(BUILD) -o bin/sbc ./integration/sbc/cmd/sbc
@@ -34,7 +35,10 @@ build: ## Build all programs into bin/
 generate: ## Make the Go code of proto/ (needs protobuf-compiler and libprotobuf-dev)
 	@mkdir -p bin
 	@$(BUILD) -o bin/protoc-gen-go google.golang.org/protobuf/cmd/protoc-gen-go
-	protoc --plugin=bin/protoc-gen-go --go_out=. --go_opt=module=github.com/medway-lb/medway -I proto proto/medway/v1/*.proto
+	@$(BUILD) -o bin/protoc-gen-connect-go connectrpc.com/connect/cmd/protoc-gen-connect-go
+	protoc --plugin=bin/protoc-gen-go --go_out=. --go_opt=module=github.com/medway-lb/medway \
+		--plugin=bin/protoc-gen-connect-go --connect-go_out=. --connect-go_opt=module=github.com/medway-lb/medway \
+		-I proto proto/medway/v1/*.proto
 
 lint: $(LINTER) ## Check the code with gofmt, go vet and golangci-lint (built on first use)
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }

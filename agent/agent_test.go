@@ -13,6 +13,7 @@ import (
 
 	"github.com/medway-lb/medway/agent/internal/bgp"
 	"github.com/medway-lb/medway/pkg/plan"
+	"github.com/medway-lb/medway/pkg/store/etcdtest"
 
 	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
 )
@@ -316,14 +317,21 @@ func TestALostLeaseIsReplaced(t *testing.T) {
 	n.announces("203.0.113.10/32 100")
 }
 
+// TestTheAliveKeyCountsSessions: that the node can own a VIP, or no more, is told at
+// once, not only after a lease.
 func TestTheAliveKeyCountsSessions(t *testing.T) {
-	n := newActive(t)
+	n := newNode(t)
+	n.config.LeaseTTL = 10 * patience
+	n.run()
+	n.announces("203.0.113.10/32 100")
 	counts := func(text string) func() bool {
 		return func() bool { return strings.Contains(string(n.get("alive/dc1-lvs-a").Value), text) }
 	}
 	eventually(t, "one session", counts(`"bgp_sessions":1`))
 	n.speaker.change(func(s *fakeSpeaker) { s.down = true })
 	eventually(t, "none", func() bool { return !counts("bgp_sessions")() })
+	n.speaker.change(func(s *fakeSpeaker) { s.down = false })
+	eventually(t, "one again", counts(`"bgp_sessions":1`))
 	eventually(t, "still under the lease", func() bool { return n.get("alive/dc1-lvs-a").Lease != 0 })
 }
 
@@ -379,7 +387,7 @@ func TestTheStatusIsNotWrittenForCountersAlone(t *testing.T) {
 // TestNewLeavesNothingBehindWhenItFails: the next one finds the host free.
 func TestNewLeavesNothingBehindWhenItFails(t *testing.T) {
 	t.Parallel()
-	config := testConfig(t, "dc1-lvs-a", "dc1", freeAddress(t))
+	config := testConfig(t, "dc1-lvs-a", "dc1", etcdtest.FreeAddress(t))
 	bad := newFakes().host()
 	bad.kernel = func() (kernel, error) { return nil, errors.New("no IPVS") }
 	if _, err := newAgent(config, zap.NewNop(), bad); err == nil || err.Error() != "no IPVS" {

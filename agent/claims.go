@@ -148,9 +148,10 @@ func (d *decider) revive(s *state.Snapshot) []lease.Write {
 	if err != nil || ok && reflect.DeepEqual(want, have) {
 		return nil
 	}
-	// All nodes watch the key: a session that flaps is no news for them each time.
-	// Whether this node could own a VIP is.
-	if ok && want.Cold == have.Cold && slices.Equal(want.Unable, have.Unable) && now.Before(d.reviving.Add(d.config.LeaseTTL)) {
+	// All nodes watch the key: one session more or less is no news for them each time.
+	// Whether this node could own a VIP is (plan.Able).
+	same := want.Cold == have.Cold && slices.Equal(want.Unable, have.Unable) && (want.BGPSessions > 0) == (have.BGPSessions > 0)
+	if ok && same && now.Before(d.reviving.Add(d.config.LeaseTTL)) {
 		return nil
 	}
 	d.reviving = now.Add(writeRetry)

@@ -72,7 +72,7 @@ func TestKernelDriftIsMendedAndTold(t *testing.T) {
 	program(t, filepath.Join(dir, "etcd.log"), "etcd", "--data-dir", filepath.Join(dir, "etcd"), "--unsafe-no-fsync",
 		"--listen-client-urls", endpoint, "--advertise-client-urls", endpoint)
 	etcdctl := func(args ...string) (string, error) {
-		out, err := exec.Command(filepath.Join(programs(), "etcdctl"), append([]string{"--endpoints", endpoint}, args...)...).Output()
+		out, err := exec.Command(filepath.Join(programs(), "etcdctl"), append([]string{"--endpoints", endpoint, "--command-timeout", "30s"}, args...)...).Output()
 		return string(out), err
 	}
 	until(t, "etcd serves", func() bool { _, err := etcdctl("get", "x"); return err == nil })
@@ -163,7 +163,8 @@ state_dir: %q
 		"ipvsadm -D -t 203.0.113.11:5061":                   "mended `ipvsadm -A -t 203.0.113.11:5061 -s sed` (service was missing)",
 		"iptables -t mangle -F MEDWAY-SYNC-OUT":             "(its rules were others)",
 		"iptables -D INPUT -j MEDWAY-INPUT":                 "mended `iptables -t filter -I INPUT 1 -j MEDWAY-INPUT` (jump was missing)",
-		"iptables -t raw -D PREROUTING -j MEDWAY-RAW; iptables -t raw -F MEDWAY-RAW; iptables -t raw -X MEDWAY-RAW": "iptables -t raw -N MEDWAY-RAW",
+		// At one stroke: the agent may look between any two commands, and then the chain is full again.
+		`printf '*raw\n-D PREROUTING -j MEDWAY-RAW\n-F MEDWAY-RAW\n-X MEDWAY-RAW\nCOMMIT\n' | iptables-restore --noflush`: "iptables -t raw -N MEDWAY-RAW",
 		"ip link del mw-dc2-lvs-a":                     "(link was missing)",
 		"ip addr del 203.0.113.11/32 dev medway0":      "mended `ip addr add 203.0.113.11/32 dev medway0` (address was missing)",
 		"ipvsadm --stop-daemon master":                 "(sync daemon was missing)",

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -24,20 +23,12 @@ import (
 	"github.com/medway-lb/medway/pkg/plan"
 	"github.com/medway-lb/medway/pkg/reconcile"
 	"github.com/medway-lb/medway/pkg/store"
+	"github.com/medway-lb/medway/pkg/store/etcdtest"
 
 	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
 )
 
 const patience = 30 * time.Second // for anything that must happen
-
-var etcdBinary = sync.OnceValues(func() (string, error) {
-	if dir := os.Getenv("MEDWAY_BIN"); dir != "" {
-		return filepath.Join(dir, "etcd"), nil
-	}
-	// Builds on the first use; the go command keeps the binary in its cache.
-	out, err := exec.Command("go", "tool", "-n", "go.etcd.io/etcd/server/v3").Output()
-	return strings.TrimSpace(string(out)), err
-})
 
 // server is a real etcd of one member.
 type server struct {
@@ -47,7 +38,7 @@ type server struct {
 
 func newServer(t testing.TB) *server {
 	t.Helper()
-	s := &server{dir: filepath.Join(t.TempDir(), "etcd"), client: freeAddress(t), peer: freeAddress(t)}
+	s := &server{dir: filepath.Join(t.TempDir(), "etcd"), client: etcdtest.FreeAddress(t), peer: etcdtest.FreeAddress(t)}
 	s.start(t)
 	t.Cleanup(s.kill)
 	return s
@@ -55,7 +46,7 @@ func newServer(t testing.TB) *server {
 
 func (s *server) start(t testing.TB) {
 	t.Helper()
-	binary, err := etcdBinary()
+	binary, err := etcdtest.Binary()
 	if err != nil {
 		t.Fatal("build etcd: ", err)
 	}
@@ -83,16 +74,6 @@ func (s *server) kill() {
 		_ = s.cmd.Wait()
 		s.cmd = nil
 	}
-}
-
-func freeAddress(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
 }
 
 // open returns a client of the server for the test's own use.

@@ -19,6 +19,7 @@ import (
 
 	"github.com/medway-lb/medway/agent/internal/link/nstest"
 	"github.com/medway-lb/medway/pkg/store"
+	"github.com/medway-lb/medway/pkg/store/etcdtest"
 )
 
 // site is a site of two LVS hosts, a and b, in namespaces: agents on fakes with real
@@ -157,7 +158,7 @@ func (s *site) knows(router string, med int) bool {
 
 func (s *site) etcd() {
 	s.t.Helper()
-	binary, err := etcdBinary()
+	binary, err := etcdtest.Binary()
 	if err != nil {
 		s.t.Fatal("build etcd: ", err)
 	}

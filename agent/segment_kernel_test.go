@@ -115,7 +115,7 @@ func (w *segmentSite) etcdctl(args ...string) error {
 	if err != nil {
 		return err
 	}
-	out, err := exec.Command(binary, append([]string{"--endpoints", w.etcd.client, "--command-timeout", "2s"}, args...)...).CombinedOutput()
+	out, err := exec.Command(binary, append([]string{"--endpoints", w.etcd.client, "--command-timeout", "10s"}, args...)...).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("etcdctl %q: %w: %s", args, err, out)
 	}

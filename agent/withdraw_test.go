@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/medway-lb/medway/agent/internal/local"
+	"github.com/medway-lb/medway/pkg/store/etcdtest"
 )
 
 func (n *node) socket() *local.Client { return local.NewClient(n.config.socket()) }
@@ -356,7 +357,7 @@ func TestPlanAsksTheRunningAgent(t *testing.T) {
 // TestPlanDoesNotWaitForAnAgentThatHangs: it says so after a while.
 func TestPlanDoesNotWaitForAnAgentThatHangs(t *testing.T) {
 	t.Parallel()
-	config := testConfig(t, "dc1-lvs-a", "dc1", freeAddress(t))
+	config := testConfig(t, "dc1-lvs-a", "dc1", etcdtest.FreeAddress(t))
 	l, err := local.Listen(config.socket()) // and never answers
 	if err != nil {
 		t.Fatal(err)

@@ -42,11 +42,7 @@ func TestLabAutomaticSwitchover(t *testing.T) {
 
 	off := func(node string) error { return l.PowerOff(t.Context(), node) }
 	rests(t, l, "dc1")
-	backup, err := ownerNow(t, l, "dc2")
-	if err != nil {
-		t.Fatal(err)
-	}
-	scan(t, l, backup)
+	scan(t, l, owner(t, l, "dc2"))
 	if n := switches(t, l); n != 0 {
 		t.Fatalf("%d automatic switchovers by a scan", n)
 	}

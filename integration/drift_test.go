@@ -22,13 +22,15 @@ import (
 // in the test's output.
 const mendTime = time.Minute
 
-// settleTime is for what takes several steps.
-const settleTime = time.Minute
+// settleTime is for what takes several steps, a status among them, which agents write every
+// 10 s at most.
+const settleTime = 2 * time.Minute
 
 // A harm is what somebody does to a host by hand.
 type harm struct {
-	what     string
-	commands []string
+	what string
+	// command is one change: the agent may look between two.
+	command string
 	// tool shows want before and, once it is mended, again; not in between.
 	tool, want string
 }
@@ -40,37 +42,37 @@ func harms(here, there lab.Node, standbyHere, standbyThere string) map[string][]
 	rule := tee(there.Name)
 	return map[string][]harm{
 		here.Name: {
-			{"a TEE rule", []string{"iptables -t mangle " + strings.Replace(rule, "-A", "-D", 1)}, "iptables -t mangle -S MEDWAY-SYNC-OUT", rule},
-			{"a chain's rules", []string{"ip6tables -F MEDWAY-INPUT"}, "ip6tables -S MEDWAY-INPUT", "-A MEDWAY-INPUT -d 2001:db8:10::10/128 -j DROP"},
+			{"a TEE rule", "iptables -t mangle " + strings.Replace(rule, "-A", "-D", 1), "iptables -t mangle -S MEDWAY-SYNC-OUT", rule},
+			{"a chain's rules", "ip6tables -F MEDWAY-INPUT", "ip6tables -S MEDWAY-INPUT", "-A MEDWAY-INPUT -d 2001:db8:10::10/128 -j DROP"},
 			{
-				"a tunnel", []string{"ip link delete mw-" + there.Name},
+				"a tunnel", "ip link delete mw-" + there.Name,
 				"ip -d link show", fmt.Sprintf("ipip remote %s local %s ttl 64", there.Addr, here.Addr),
 			},
 		},
 		standbyHere: {
 			{
-				"a whole chain", []string{
-					"iptables -t mangle -D PREROUTING -j MEDWAY-SYNC-IN", "iptables -t mangle -F MEDWAY-SYNC-IN", "iptables -t mangle -X MEDWAY-SYNC-IN",
-				}, "iptables -t mangle -S", "-A PREROUTING -j MEDWAY-SYNC-IN",
+				"a whole chain",
+				`printf '*mangle\n-D PREROUTING -j MEDWAY-SYNC-IN\n-F MEDWAY-SYNC-IN\n-X MEDWAY-SYNC-IN\nCOMMIT\n' | iptables-restore --noflush`,
+				"iptables -t mangle -S", "-A PREROUTING -j MEDWAY-SYNC-IN",
 			},
-			{"a sync daemon", []string{"ipvsadm --stop-daemon master"}, "ipvsadm -ln --daemon", "master sync daemon (mcast=sync01"},
-			{"a sysctl", []string{"sysctl -qw net.ipv4.vs.expire_nodest_conn=0"}, "sysctl net.ipv4.vs.expire_nodest_conn", "= 1"},
+			{"a sync daemon", "ipvsadm --stop-daemon master", "ipvsadm -ln --daemon", "master sync daemon (mcast=sync01"},
+			{"a sysctl", "sysctl -qw net.ipv4.vs.expire_nodest_conn=0", "sysctl net.ipv4.vs.expire_nodest_conn", "= 1"},
 		},
 		there.Name: {
 			{
-				"a destination of calls", []string{"ipvsadm -d -t 203.0.113.10:5060 -r 10.1.0.21"},
+				"a destination of calls", "ipvsadm -d -t 203.0.113.10:5060 -r 10.1.0.21",
 				"ipvsadm -Sn", "-a -t 203.0.113.10:5060 -r 10.1.0.21:5060 -i -w 2",
 			},
-			{"a service", []string{"ipvsadm -D -u 203.0.113.10:5060"}, "ipvsadm -Sn", "-A -u 203.0.113.10:5060 -s wrr"},
-			{"the device of the VIPs", []string{"ip link delete medway0"}, "ip address show", "inet 203.0.113.10/32"},
+			{"a service", "ipvsadm -D -u 203.0.113.10:5060", "ipvsadm -Sn", "-A -u 203.0.113.10:5060 -s wrr"},
+			{"the device of the VIPs", "ip link delete medway0", "ip address show", "inet 203.0.113.10/32"},
 		},
 		standbyThere: {
 			{
-				"a destination over IPv6", []string{"ipvsadm -d -t [2001:db8:10::10]:5060 -r [2001:db8:1::21]:5060"},
+				"a destination over IPv6", "ipvsadm -d -t [2001:db8:10::10]:5060 -r [2001:db8:1::21]:5060",
 				"ipvsadm -Sn", "-a -t [2001:db8:10::10]:5060 -r [2001:db8:1::21]:5060 -i -w 2",
 			},
-			{"a VIP address", []string{"ip address delete 203.0.113.10/32 dev medway0"}, "ip address show dev medway0", "inet 203.0.113.10/32"},
-			{"an IPv6 VIP address", []string{"ip address delete 2001:db8:10::10/128 dev medway0"}, "ip address show dev medway0", "inet6 2001:db8:10::10/128"},
+			{"a VIP address", "ip address delete 203.0.113.10/32 dev medway0", "ip address show dev medway0", "inet 203.0.113.10/32"},
+			{"an IPv6 VIP address", "ip address delete 2001:db8:10::10/128 dev medway0", "ip address show dev medway0", "inet6 2001:db8:10::10/128"},
 		},
 	}
 }
@@ -123,12 +125,8 @@ func (h harm) strike(ctx context.Context, l *lab.Lab, node string) error {
 	if err := h.shown(ctx, l, node); err != nil {
 		return fmt.Errorf("even before: %w", err)
 	}
-	for _, command := range h.commands {
-		if _, err := l.Output(ctx, node, strings.Fields(command)...); err != nil {
-			return err
-		}
-	}
-	return nil
+	_, err := l.Output(ctx, node, "sh", "-ec", h.command)
+	return err
 }
 
 func (h harm) shown(ctx context.Context, l *lab.Lab, node string) error {

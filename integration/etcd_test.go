@@ -117,7 +117,7 @@ KV Write:
 		}
 	}
 	for user, role := range map[string]string{
-		"root": "root", "operator": "medway-operator", "viewer": "medway-viewer",
+		"root": "root", "operator": "medway-operator", "coordinator": "medway-operator", "viewer": "medway-viewer",
 		"dc1-lvs-a": "medway-node-dc1-lvs-a", "dc1-lvs-b": "medway-node-dc1-lvs-b", "dc2-lvs-a": "medway-node-dc2-lvs-a",
 	} {
 		if got, want := show("user", "get", user), fmt.Sprintf("User: %s\nRoles: %s\n", user, role); got != want {

@@ -197,7 +197,10 @@ func medOf(t *testing.T, l *lab.Lab, node string) int {
 func rests(t *testing.T, l *lab.Lab, site string) (active string) {
 	t.Helper()
 	wait(t, "at rest", func() (err error) {
-		if active, err = ownerNow(t, l, site); err != nil {
+		if active, err = ownerNow(t, l, site); err == nil && active == "" {
+			err = fmt.Errorf("no node owns the VIP in %s", site)
+		}
+		if err != nil {
 			return err
 		}
 		for _, n := range l.Topology().Role(lab.RoleLVS) {

@@ -19,16 +19,18 @@ const modulePath = "github.com/medway-lb/medway/"
 // mayImport says which packages of ours each one may import. A new package needs a line here. "x/..." is x and all
 // that is below it, "..." is all.
 var mayImport = map[string][]string{
-	"proto/medway/v1": {},
+	"proto/medway/v1":                 {},
+	"proto/medway/v1/medwayv1connect": {"proto/medway/v1"},
 
-	"pkg/state":     {"proto/..."},
-	"pkg/plan":      {"pkg/state"},
-	"pkg/plan/sim":  {"pkg/plan", "pkg/state"},
-	"pkg/reconcile": {},
-	"pkg/store":     {"pkg/state"},
-	"pkg/yamlfile":  {"pkg/state"},
-	"pkg/intent":    {"pkg/state", "pkg/store", "pkg/yamlfile"},
-	"pkg/pki":       {},
+	"pkg/state":          {"proto/..."},
+	"pkg/plan":           {"pkg/state"},
+	"pkg/plan/sim":       {"pkg/plan", "pkg/state"},
+	"pkg/reconcile":      {},
+	"pkg/store":          {"pkg/state"},
+	"pkg/store/etcdtest": {},
+	"pkg/yamlfile":       {"pkg/state"},
+	"pkg/intent":         {"pkg/state", "pkg/store", "pkg/yamlfile"},
+	"pkg/pki":            {},
 
 	"agent":                      {"pkg/...", "agent/internal/..."},
 	"agent/internal/sysctl":      {"pkg/plan", "pkg/reconcile"},
@@ -43,9 +45,13 @@ var mayImport = map[string][]string{
 	"agent/internal/link/nstest": {},
 	"agent/cmd/medway-agent":     {"agent", "agent/internal/local"},
 
-	"coordinator/internal/auth":       {},
-	"coordinator/internal/switchover": {"pkg/state", "pkg/store", "pkg/plan", "proto/..."},
-	"coordinator/cmd/medwayctl":       {"coordinator", "proto/..."},
+	"coordinator":                        {"pkg/...", "coordinator/internal/...", "proto/..."},
+	"coordinator/internal/auth":          {},
+	"coordinator/internal/switchover":    {"pkg/state", "pkg/store", "pkg/plan", "proto/..."},
+	"coordinator/internal/operation":     {"pkg/state", "pkg/store", "pkg/plan", "pkg/reconcile", "pkg/intent", "proto/..."},
+	"coordinator/internal/api":           {"coordinator/internal/...", "pkg/state", "pkg/store", "pkg/plan", "pkg/intent", "proto/..."},
+	"coordinator/cmd/medway-coordinator": {"coordinator"},
+	"coordinator/cmd/medwayctl":          {"coordinator", "proto/..."},
 
 	"integration/...": {"..."},
 }
@@ -57,18 +63,19 @@ var exceptions = []struct{ from, to, reason string }{
 	{"coordinator/cmd/medwayctl", "pkg/intent", "it reads the files of intent"},
 	{"coordinator/cmd/medwayctl", "pkg/store", "until there is a coordinator to ask, it reads and writes etcd itself"},
 	{"coordinator/cmd/medwayctl", "pkg/plan", "until there is a coordinator to ask, it looks itself which node could serve"},
+	{"coordinator/cmd/medwayctl", "coordinator/internal/operation", "until there is a coordinator to ask, it does itself what the API does"},
 	{"coordinator/cmd/medwayctl", "pkg/pki", "etcd's certificates are made before there can be a coordinator"},
 }
 
 // testsMayImport are what any test may use beyond its package's line.
-var testsMayImport = []string{"agent/internal/link/nstest", "pkg/pki"}
+var testsMayImport = []string{"agent/internal/link/nstest", "pkg/pki", "pkg/store/etcdtest"}
 
 // never holds for tests as well, whatever mayImport and exceptions say.
 var never = []struct {
 	from string
 	to   []string
 }{
-	{"proto/...", []string{"..."}},
+	{"proto/...", []string{"pkg/...", "agent/...", "coordinator/...", "integration/..."}},
 	{"pkg/...", []string{"agent/...", "coordinator/...", "integration/..."}},
 	{"agent/...", []string{"coordinator/...", "integration/..."}},
 	{"coordinator/...", []string{"agent/...", "integration/..."}},

@@ -16,7 +16,7 @@ func TestLabRefusedWrite(t *testing.T) {
 	l := up(t)
 	node := owner(t, l, "dc2")
 	claims := "/medway/v1/claims/" + node + "/"
-	if out, err := etcdctl(t, l, lab.Root, lab.Witness, "role", "revoke-permission", "medway-node-"+node, "--prefix", claims); err != nil {
+	if out, err := etcdctl(t, l, lab.Root, lab.Witness, "--command-timeout", "30s", "role", "revoke-permission", "medway-node-"+node, "--prefix", claims); err != nil {
 		t.Fatal(err, out)
 	}
 	if err := l.SetTarget(t.Context(), lab.VIPName, "dc2"); err != nil {

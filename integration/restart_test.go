@@ -97,16 +97,27 @@ func restarts(ctx context.Context, t *testing.T, l *lab.Lab) error {
 }
 
 // again ends the agent of the VIP's owner and starts one, and waits until the routers
-// have it as before.
+// have it as before: from the new one, for graceful restart and the lease keep what the
+// old one left.
 func again(ctx context.Context, l *lab.Lab, node string, sig syscall.Signal, program string) error {
 	if err := l.StopAgent(ctx, node, sig); err != nil {
+		return err
+	}
+	site, _, _ := strings.Cut(node, "-")
+	following, stop := context.WithCancel(ctx)
+	defer stop()
+	events, err := l.FollowRoutes(following, site+"-edge")
+	if err != nil {
 		return err
 	}
 	if _, err := l.Start(node, "agent", program, "run", "--config", l.AgentConfig(node)); err != nil {
 		return err
 	}
-	site, _, _ := strings.Cut(node, "-")
+	announced := false
 	return drill.Until(ctx, settleTime, func() error {
+		if announced = announced || brings(events, node, 100); !announced {
+			return fmt.Errorf("%s has not announced 100 since its start", node)
+		}
 		alive, _, err := l.Get(ctx, lab.Witness, "/medway/v1/alive/"+node)
 		if err != nil {
 			return err
@@ -122,6 +133,23 @@ func again(ctx context.Context, l *lab.Lab, node string, sig syscall.Signal, pro
 		}
 		return fmt.Errorf("%s is not active again: %v; %s", node, routes, alive)
 	})
+}
+
+// brings says whether a node's route with a MED is among the events that are there by now.
+func brings(events <-chan lab.RouteEvent, node string, med int) bool {
+	for {
+		select {
+		case e, open := <-events:
+			if !open {
+				return false
+			}
+			if e.Kind == lab.RouteReceived && e.Session == node && e.MED == med {
+				return true
+			}
+		default:
+			return false
+		}
+	}
 }
 
 // ownerOf is the node that owns the VIP in the target site.

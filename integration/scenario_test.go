@@ -149,6 +149,9 @@ func ladder(ctx context.Context, l *lab.Lab, target string) (map[string]int, err
 	meds := map[string]int{}
 	for i, s := range l.Topology().Sites {
 		owner, err := l.Owner(ctx, s.Name)
+		if err == nil && owner == "" {
+			err = fmt.Errorf("no node owns the VIP in %s", s.Name)
+		}
 		if err != nil {
 			return nil, err
 		}

@@ -85,21 +85,28 @@ func TestLabTraffic(t *testing.T) {
 	others.check(t, l, "the VIP's end")
 }
 
-// followed reads through birdc that the provider who ignores MEDs prefers the
-// site for both addresses, by a shorter path and without a MED to go by.
+// followed waits until birdc shows that the provider who ignores MEDs prefers the
+// site for both addresses, by a shorter path: the switch is complete when that
+// leads there, and the paths of rest come a moment later. Never is there a MED to go by.
 func followed(t *testing.T, l *lab.Lab, site string) {
 	t.Helper()
 	for _, prefix := range []string{lab.VIP.String() + "/32", lab.VIP6.String() + "/128"} {
-		out := run(t, l, lab.Transit2, "birdc -s "+filepath.Join(l.Dir(), lab.Transit2, "bird.ctl")+" show route all "+prefix)
-		best, worse, _ := strings.Cut(out, "\n                     unicast") // BIRD prints the best one first
-		if !strings.Contains(best, "unicast ["+site+"-edge") || !strings.Contains(best, "BGP.as_path: 65001 65001\n") {
-			t.Errorf("%s's best path to %s is not the active one of %s:\n%s", lab.Transit2, prefix, site, out)
-		}
-		if !strings.Contains(worse, "BGP.as_path: 65001 65001 65001 65001\n") {
-			t.Errorf("%s's other path to %s is not that of a backup:\n%s", lab.Transit2, prefix, out)
-		}
-		if strings.Contains(out, "BGP.med") {
-			t.Errorf("%s has a MED for %s:\n%s", lab.Transit2, prefix, out)
+		err := drill.Until(t.Context(), settleTime, func() error {
+			out := run(t, l, lab.Transit2, "birdc -s "+filepath.Join(l.Dir(), lab.Transit2, "bird.ctl")+" show route all "+prefix)
+			if strings.Contains(out, "BGP.med") {
+				t.Errorf("%s has a MED for %s:\n%s", lab.Transit2, prefix, out)
+			}
+			best, worse, _ := strings.Cut(out, "\n                     unicast") // BIRD prints the best one first
+			switch {
+			case !strings.Contains(best, "unicast ["+site+"-edge") || !strings.Contains(best, "BGP.as_path: 65001 65001\n"):
+				return fmt.Errorf("%s's best path to %s is not the active one of %s:\n%s", lab.Transit2, prefix, site, out)
+			case !strings.Contains(worse, "BGP.as_path: 65001 65001 65001 65001\n"):
+				return fmt.Errorf("%s's other path to %s is not that of a backup:\n%s", lab.Transit2, prefix, out)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
 		}
 	}
 }

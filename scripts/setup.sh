@@ -7,7 +7,7 @@ PROG=setup
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-BASE_PACKAGES=(iproute2 iptables ipset ipvsadm bird2 frr sip-tester strace tcpdump kmod procps librsvg2-bin fonts-dejavu-core)
+BASE_PACKAGES=(curl iproute2 iptables ipset ipvsadm bird2 frr sip-tester strace tcpdump kmod procps librsvg2-bin fonts-dejavu-core)
 BENCH_PACKAGES=(exabgp keepalived)
 VM_PACKAGES=(qemu-system-x86 cpio busybox-static dropbear-bin openssh-client)
 APT=(apt-get -qq -o DPkg::Lock::Timeout=300 -o Acquire::Retries=2)

@@ -142,7 +142,7 @@ func (d *drill) run(ctx context.Context) (err error) {
 			return err
 		}
 		// Entries that it made a host lose come back at the next refresh.
-		if err := d.lookAtEntries(ctx, refreshTime); err != nil {
+		if err := d.lookAtEntries(ctx); err != nil {
 			return err
 		}
 	}
@@ -277,17 +277,17 @@ func (d *drill) establish(ctx context.Context) error {
 		}
 		d.say("%s%s", d.report.of(i), n)
 	}
-	return d.lookAtEntries(ctx, syncTime)
+	return d.lookAtEntries(ctx)
 }
 
 // lookAtEntries reports how many of the calls' connections every LVS host knows,
-// once each knows all, or a host has had the given time for that.
-func (d *drill) lookAtEntries(ctx context.Context, limit time.Duration) error {
+// once each knows all, or a host has had the time for that.
+func (d *drill) lookAtEntries(ctx context.Context) error {
 	for i := range d.report.Kinds {
 		d.report.Kinds[i].Entries = map[string]int{}
 	}
 	for _, host := range d.lab.Topology().Role(lab.RoleLVS) {
-		entries, err := d.synced(ctx, host.Name, limit)
+		entries, err := d.synced(ctx, host.Name)
 		if err != nil {
 			return err
 		}
@@ -301,18 +301,17 @@ func (d *drill) lookAtEntries(ctx context.Context, limit time.Duration) error {
 	return nil
 }
 
-// syncTime is how long a new connection may take to be known everywhere: the
-// kernel holds sync messages back for up to 2 s.
-const syncTime = 15 * time.Second
-
-// refreshTime is how long a connection may take to be known again: the next
-// refresh (10 s), the next packet (2 s), the kernel's hold, and as much again.
-const refreshTime = 2 * syncTime
+// syncTime is how long a connection may take to be known everywhere, also one of
+// which a host missed the first message, or that it has lost: the next refresh
+// (10 s), the next packet (2 s, and more for many calls), the kernel's hold (2 s), and
+// as much again.
+const syncTime = 30 * time.Second
 
 // synced counts a host's entries by kind once it has all, as an operator would before
 // a switch: a connection that is not synced yet would be lost. A sabotaged host
 // never gets them.
-func (d *drill) synced(ctx context.Context, host string, limit time.Duration) (entries []int, err error) {
+func (d *drill) synced(ctx context.Context, host string) (entries []int, err error) {
+	limit := syncTime
 	if d.Sabotage != "" {
 		limit = 0
 	}

@@ -4,12 +4,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"net"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -17,6 +15,7 @@ import (
 
 	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
+	"github.com/medway-lb/medway/pkg/store/etcdtest"
 )
 
 const patience = 60 * time.Second // for anything that must happen
@@ -38,32 +37,6 @@ func tool(t *testing.T, name string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// etcd starts a real server of its own and returns its URL.
-func etcd(t *testing.T) string {
-	t.Helper()
-	var urls []string
-	for range 2 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		urls = append(urls, "http://"+l.Addr().String())
-		_ = l.Close()
-	}
-	cmd := exec.Command(tool(t, "go.etcd.io/etcd/server/v3"), "--data-dir", t.TempDir(), "--unsafe-no-fsync", "--log-level", "error",
-		"--listen-client-urls", urls[0], "--advertise-client-urls", urls[0],
-		"--listen-peer-urls", urls[1], "--initial-advertise-peer-urls", urls[1], "--initial-cluster", "default="+urls[1])
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
-	return urls[0]
-}
-
 // follower is what an agent does with etcd: it follows the prefix into a cache.
 type follower struct {
 	client *store.Client
@@ -76,7 +49,8 @@ type follower struct {
 
 func follow(t *testing.T) (*follower, string) {
 	t.Helper()
-	url, etcdctl := etcd(t), tool(t, "go.etcd.io/etcd/etcdctl/v3")
+	url, _ := etcdtest.Start(t, "http")
+	etcdctl := tool(t, "go.etcd.io/etcd/etcdctl/v3")
 	client, err := store.Open(store.Config{Endpoints: []string{url}})
 	if err != nil {
 		t.Fatal(err)

@@ -189,7 +189,7 @@ func (l *Lab) Apply(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = l.Output(ctx, Witness, bin, "apply", "-f", l.IntentDir())
+	_, err = l.Output(ctx, Witness, bin, "apply", "-f", l.IntentDir(), "--command-timeout", "30s")
 	return err
 }
 

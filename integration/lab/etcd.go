@@ -131,7 +131,7 @@ func (l *Lab) Put(ctx context.Context, node, key, value string) error {
 		return err
 	}
 	defer client.Close()
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	_, _, err = client.Commit(ctx, nil, []store.Put{{Key: key, Value: []byte(value)}}, nil)
 	return err

@@ -165,6 +165,7 @@ bgp:
   neighbors:
     - {address: 10.1.0.1, as: 65001, hold_time: 90s}
 lease_ttl: 15s
+telemetry: {listen: ":9400"}
 state_dir: /run/x/dc1-lvs-a/state
 `
 	if diff := cmp.Diff(want, string(config)); diff != "" {

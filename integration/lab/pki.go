@@ -15,6 +15,8 @@ const (
 	Root     = store.RootUser
 	Operator = "operator"
 	Viewer   = "viewer"
+	// Coordinator is the user of coordinators, whoever asks them.
+	Coordinator = "coordinator"
 )
 
 // certificatesValid is longer than any lab lives.
@@ -31,8 +33,11 @@ func (l *Lab) makeCertificates() error {
 		if err := authority.Server(n.Name, []string{n.Addr.String()}, certificatesValid); err != nil {
 			return err
 		}
+		if err := authority.Coordinator(coordinatorName(n.Name), []string{n.Addr.String()}, certificatesValid); err != nil {
+			return err
+		}
 	}
-	for _, user := range append(l.nodeNames(RoleLVS), Root, Operator, Viewer) {
+	for _, user := range append(l.nodeNames(RoleLVS), Root, Operator, Viewer, Coordinator) {
 		if err := authority.Client(user, certificatesValid); err != nil {
 			return err
 		}
@@ -68,7 +73,7 @@ func (l *Lab) InitEtcd(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	args := []string{bin, "init-etcd", "--operator", Operator, "--viewer", Viewer, "--command-timeout", "30s"}
+	args := []string{bin, "init-etcd", "--operator", Operator, "--operator", Coordinator, "--viewer", Viewer, "--command-timeout", "30s"}
 	for _, n := range l.topo.Role(RoleLVS) {
 		args = append(args, "--node", n.Name+"="+n.Site)
 	}

@@ -25,7 +25,7 @@ func upRouting(t *testing.T) *Lab {
 	}
 	opts := Options{
 		Dir: t.TempDir(), Prefix: fmt.Sprintf("mwt%d-", os.Getpid()), RoutingOnly: true,
-		BinDir: "../../bin", Timeout: 30 * time.Second, Progress: t.Output(),
+		BinDir: "../../bin", Progress: t.Output(),
 	}
 	if _, err := os.Stat(opts.BinDir + "/etcd"); err != nil {
 		missing = "bin/etcd"

@@ -32,6 +32,20 @@ func Read(paths []string, stdin io.Reader) ([]Object, error) {
 		}
 		objects, errs = append(objects, found...), append(errs, err)
 	}
+	return objects, errors.Join(append(errs, twice(objects)...)...)
+}
+
+// Parse is [Read] of one text; name is what places in errors begin with.
+func Parse(name string, text []byte) ([]Object, error) {
+	objects, err := parseObjects(name, text)
+	if len(objects) == 0 && err == nil {
+		err = fmt.Errorf("%s: expected at least one object", name)
+	}
+	return objects, errors.Join(append([]error{err}, twice(objects)...)...)
+}
+
+// twice says which objects are there more than once.
+func twice(objects []Object) (errs []error) {
 	first := map[state.Key]Object{}
 	for _, o := range objects {
 		if other, twice := first[o.Key]; twice {
@@ -40,7 +54,7 @@ func Read(paths []string, stdin io.Reader) ([]Object, error) {
 		}
 		first[o.Key] = o
 	}
-	return objects, errors.Join(errs...)
+	return errs
 }
 
 func readPath(path string, stdin io.Reader) ([]Object, error) {

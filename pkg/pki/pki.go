@@ -107,12 +107,22 @@ func (a *Authority) Server(name string, hosts []string, valid time.Duration) err
 		// Members are each other's clients.
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
+	template.IPAddresses, template.DNSNames = serverNames(append([]string{PeerName}, hosts...))
+	return a.issue(name, template, valid)
+}
+
+// Coordinator makes a coordinator's certificate, name.pem and name.key, for its
+// clients' side alone: to etcd it is nobody.
+func (a *Authority) Coordinator(name string, hosts []string, valid time.Duration) error {
+	template := &x509.Certificate{
+		Subject: pkix.Name{Organization: []string{"medway coordinator"}}, KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
 	template.IPAddresses, template.DNSNames = serverNames(hosts)
 	return a.issue(name, template, valid)
 }
 
 func serverNames(hosts []string) (addresses []net.IP, names []string) {
-	names = []string{PeerName}
 	for _, host := range append(slices.Clone(hosts), "127.0.0.1", "::1", "localhost") {
 		if ip := net.ParseIP(host); ip != nil {
 			addresses = append(addresses, ip)
@@ -123,12 +133,19 @@ func serverNames(hosts []string) (addresses []net.IP, names []string) {
 	return addresses, names
 }
 
-// ServesAs tells whether a server's certificate is good for all the hosts.
-func ServesAs(cert *x509.Certificate, hosts []string) error {
-	if len(cert.DNSNames) == 0 {
+// ServesAs tells whether a server's certificate is good for all the hosts, and is an
+// etcd member's, or a coordinator's.
+func ServesAs(cert *x509.Certificate, hosts []string, member bool) error {
+	isMember := cert.VerifyHostname(PeerName) == nil
+	switch {
+	case len(cert.DNSNames) == 0:
 		return errors.New("it is a client's certificate")
+	case isMember && !member:
+		return errors.New("it is an etcd member's certificate")
+	case !isMember && member:
+		return errors.New("it is a coordinator's certificate")
 	}
-	for _, host := range append(slices.Clone(hosts), PeerName) {
+	for _, host := range hosts {
 		if err := cert.VerifyHostname(host); err != nil {
 			return err
 		}

@@ -17,6 +17,7 @@ const (
 	HistoryPrefix    = "/medway/history/"
 	SwitchoverPrefix = "/medway/switchovers/"
 	EvacuationPrefix = "/medway/evacuations/"
+	GrantPrefix      = "/medway/grants/"
 )
 
 // Kind is the first element of a key below Prefix.

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"pgregory.net/rapid"
+
+	"github.com/medway-lb/medway/pkg/store/etcdtest"
 )
 
 const quick = 100 * time.Millisecond // probe interval where waiting for it is the test
@@ -321,7 +323,7 @@ func TestOpenAndCloseWithoutEtcd(t *testing.T) {
 	t.Parallel()
 	for _, user := range []string{"", "somebody"} {
 		began := time.Now()
-		c := open(t, Config{Endpoints: []string{freeAddress(t)}, Username: user, Password: user})
+		c := open(t, Config{Endpoints: []string{etcdtest.FreeAddress(t)}, Username: user, Password: user})
 		ended := make(chan error, 1)
 		go func() {
 			ended <- c.Follow(context.Background(), "/none/", func(u Update) { t.Errorf("an update from nowhere: %+v", u) })

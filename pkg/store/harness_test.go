@@ -22,15 +22,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/medway-lb/medway/pkg/pki"
+	"github.com/medway-lb/medway/pkg/store/etcdtest"
 )
 
 const patience = 20 * time.Second // for anything that must happen
-
-var etcdBinary = sync.OnceValues(func() (string, error) {
-	// Builds on the first use; the go command keeps the binary in its cache.
-	out, err := exec.Command("go", "tool", "-n", "go.etcd.io/etcd/server/v3").Output()
-	return strings.TrimSpace(string(out)), err
-})
 
 // shared is one server for all tests that don't break theirs.
 var shared struct {
@@ -133,7 +128,7 @@ func (c *cluster) startAll(t *testing.T, dir string, n int) {
 	t.Helper()
 	var initial []string
 	for i := range n {
-		m := &member{client: freeAddress(t), peer: freeAddress(t), dir: filepath.Join(dir, fmt.Sprintf("m%d", i))}
+		m := &member{client: etcdtest.FreeAddress(t), peer: etcdtest.FreeAddress(t), dir: filepath.Join(dir, fmt.Sprintf("m%d", i))}
 		c.members = append(c.members, m)
 		initial = append(initial, fmt.Sprintf("m%d=http://%s", i, m.peer))
 	}
@@ -152,19 +147,9 @@ func (c *cluster) url(address string) string {
 	return "https://" + address
 }
 
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
-}
-
 func (c *cluster) start(t *testing.T, i int) {
 	t.Helper()
-	binary, err := etcdBinary()
+	binary, err := etcdtest.Binary()
 	if err != nil {
 		t.Fatal("build etcd: ", err)
 	}

@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/medway-lb/medway/pkg/pki"
+	"github.com/medway-lb/medway/pkg/store/etcdtest"
 )
 
 // change makes changes of access.
@@ -206,7 +207,7 @@ func TestReach(t *testing.T) {
 	pair := func(cert, key string) []string { return []string{cert, key} }
 	later := good.TLS.Clone()
 	later.Time = func() time.Time { return time.Now().Add(2 * time.Hour) }
-	closed := freeAddress(t)
+	closed := etcdtest.FreeAddress(t)
 	for _, test := range []struct {
 		name     string
 		endpoint string

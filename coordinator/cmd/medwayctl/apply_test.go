@@ -5,12 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -19,6 +16,7 @@ import (
 	"github.com/medway-lb/medway/pkg/intent"
 	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
+	"github.com/medway-lb/medway/pkg/store/etcdtest"
 )
 
 // files writes a directory of files, name to text.
@@ -129,49 +127,13 @@ func TestFlagsAreChecked(t *testing.T) {
 // etcd starts a real server of its own, and returns its URL and a client.
 func etcd(t *testing.T) (string, *store.Client) {
 	t.Helper()
-	url := startEtcd(t, "http")
+	url, _ := etcdtest.Start(t, "http")
 	client, err := store.Open(store.Config{Endpoints: []string{url}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(client.Close)
 	return url, client
-}
-
-// startEtcd starts a real server; flags are beyond the usual.
-func startEtcd(t *testing.T, scheme string, flags ...string) (url string) {
-	t.Helper()
-	binary, err := exec.Command("go", "tool", "-n", "go.etcd.io/etcd/server/v3").Output()
-	if err != nil {
-		t.Fatal("build etcd: ", err)
-	}
-	var urls []string
-	for range 2 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		urls = append(urls, "http://"+l.Addr().String())
-		_ = l.Close()
-	}
-	urls[0] = strings.Replace(urls[0], "http", scheme, 1)
-	cmd := exec.Command(strings.TrimSpace(string(binary)), append(flags, "--data-dir", t.TempDir(), "--unsafe-no-fsync", "--log-level", "error",
-		"--listen-client-urls", urls[0], "--advertise-client-urls", urls[0],
-		"--listen-peer-urls", urls[1], "--initial-advertise-peer-urls", urls[1], "--initial-cluster", "default="+urls[1])...)
-	var log bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &log, &log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-		if t.Failed() {
-			t.Log(log.String())
-		}
-	})
-	return urls[0]
 }
 
 // stored is everything of medway's in etcd.

@@ -17,22 +17,24 @@ import (
 
 // certificates are what a person asks for.
 type certificates struct {
-	dir     string
-	servers []string // NAME=HOST,HOST...
-	clients []string
-	days    int
+	dir          string
+	servers      []string // NAME=HOST,HOST..., as are coordinators
+	coordinators []string
+	clients      []string
+	days         int
 }
 
 func certs() *cobra.Command {
 	var want certificates
 	cmd := &cobra.Command{
 		Use:   "certs --dir DIR",
-		Short: "Make a certificate authority, and certificates for etcd and its clients",
+		Short: "Make a certificate authority, and certificates for etcd, its clients and coordinators",
 		Long: `Make NAME.pem and NAME.key in a directory, signed by the authority ca.pem of the
 same directory, which is made first where there is none. A server is an etcd member;
 name all addresses by which clients and other members reach it. A client is a node, or
 a person: its name is the user that etcd takes it for (see init-etcd); root may
-administer etcd.
+administer etcd. A coordinator is the server that people ask; as etcd's client it needs
+a certificate beside that.
 
 Files that exist are never overwritten: to renew a certificate, remove its two files and
 run the same command again. Agents take up the new ones without a restart. Keep ca.key
@@ -45,9 +47,11 @@ away from the servers: whoever has it can be anyone.`,
 	f := cmd.Flags()
 	f.StringVar(&want.dir, "dir", "", "`directory` of the authority and its certificates")
 	f.StringArrayVar(&want.servers, "server", nil, "`NAME=HOST[,HOST...]` of an etcd member (may be repeated)")
+	f.StringArrayVar(&want.coordinators, "coordinator", nil, "`NAME=HOST[,HOST...]` of a coordinator (may be repeated)")
 	f.StringArrayVar(&want.clients, "client", nil, "`NAME` of a node or a person (may be repeated)")
 	f.IntVar(&want.days, "days", 365, "how long new certificates are valid")
 	completeWith(cmd, "server")
+	completeWith(cmd, "coordinator")
 	completeWith(cmd, "client")
 	_ = cmd.MarkFlagDirname("dir")
 	_ = cmd.MarkFlagRequired("dir")
@@ -75,19 +79,30 @@ func (c certificates) check() (hosts map[string][]string, err error) {
 		return nil
 	}
 	hosts = map[string][]string{}
-	for _, text := range c.servers {
+	serves := func(flag, text string) error {
 		name, list, ok := strings.Cut(text, "=")
 		if !ok || name == "" || list == "" {
-			return nil, fmt.Errorf("flag --server: value %q: expected NAME=HOST, with the addresses or names of the member", text)
+			return fmt.Errorf("flag %s: value %q: expected NAME=HOST, with the addresses or names of the host", flag, text)
 		}
-		if err := take("--server", name); err != nil {
-			return nil, err
+		if err := take(flag, name); err != nil {
+			return err
 		}
 		hosts[text] = strings.Split(list, ",")
 		for _, host := range hosts[text] {
 			if !isHost(host) {
-				return nil, fmt.Errorf("flag --server: value %q: host %q: expected an address or a DNS name, without scheme and port", text, host)
+				return fmt.Errorf("flag %s: value %q: host %q: expected an address or a DNS name, without scheme and port", flag, text, host)
 			}
+		}
+		return nil
+	}
+	for _, text := range c.servers {
+		if err := serves("--server", text); err != nil {
+			return nil, err
+		}
+	}
+	for _, text := range c.coordinators {
+		if err := serves("--coordinator", text); err != nil {
+			return nil, err
 		}
 	}
 	for _, name := range c.clients {
@@ -133,8 +148,16 @@ func (c certificates) make(out io.Writer) error {
 	for _, text := range c.servers {
 		name, _, _ := strings.Cut(text, "=")
 		err := authority.Server(name, servers[text], valid)
-		fits := func(cert *x509.Certificate) error { return pki.ServesAs(cert, servers[text]) }
+		fits := func(cert *x509.Certificate) error { return pki.ServesAs(cert, servers[text], true) }
 		if err := kept(authority, out, name, "etcd member "+name, err, fits); err != nil {
+			return err
+		}
+	}
+	for _, text := range c.coordinators {
+		name, _, _ := strings.Cut(text, "=")
+		err := authority.Coordinator(name, servers[text], valid)
+		fits := func(cert *x509.Certificate) error { return pki.ServesAs(cert, servers[text], false) }
+		if err := kept(authority, out, name, "coordinator "+name, err, fits); err != nil {
 			return err
 		}
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/medway-lb/medway/coordinator/internal/operation"
 	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
 
@@ -167,25 +168,30 @@ func TestForgetIsFenced(t *testing.T) {
 	w := newWorld(t)
 	w.write(claim1, `{"med":"100"}`)
 	w.n1Dies()
-	have, err := load(t.Context(), w.client)
+	have, err := operation.Load(t.Context(), w.client)
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := forgetting{
-		operation: operation{connection: &connection{timeout: 20 * time.Second}, by: "alice", out: &bytes.Buffer{}},
-		node:      "n1", aliveKey: "/medway/v1/alive/n1", client: w.client,
+	write := func(remove bool) error {
+		f := operation.Forgetting{Node: "n1", Delete: remove}
+		all, err := f.Changes(have)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = f.Write(t.Context(), w.client, all, operation.Author{By: "alice"}, 20*time.Second)
+		return err
 	}
 	w.live("n1", "{}")
-	for _, f.delete = range []bool{false, true} {
-		if err := f.write(t.Context(), have); err == nil || !strings.Contains(err.Error(), "nothing was written") {
-			t.Errorf("delete %v, lives: %v", f.delete, err)
+	for _, remove := range []bool{false, true} {
+		if err := write(remove); err == nil || !strings.Contains(err.Error(), "nothing was written") {
+			t.Errorf("delete %v, lives: %v", remove, err)
 		}
 	}
 	w.n1Dies()
 	w.write(claim1, `{"med":"50"}`)
-	for _, f.delete = range []bool{false, true} {
-		if err := f.write(t.Context(), have); err == nil || !strings.Contains(err.Error(), "nothing was written") {
-			t.Errorf("delete %v, claim changed: %v", f.delete, err)
+	for _, remove := range []bool{false, true} {
+		if err := write(remove); err == nil || !strings.Contains(err.Error(), "nothing was written") {
+			t.Errorf("delete %v, claim changed: %v", remove, err)
 		}
 	}
 	if w.value(claim1) != `{"med":"50"}` || w.value("/medway/v1/nodes/n1") == "" || len(w.events()) > 0 {

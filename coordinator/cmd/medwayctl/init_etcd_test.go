@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/medway-lb/medway/pkg/store"
+	"github.com/medway-lb/medway/pkg/store/etcdtest"
 )
 
 // secure starts an etcd with certificates of `medwayctl certs`. as makes the
@@ -23,7 +24,7 @@ func secure(t *testing.T, flags ...string) (url string, as func(user string) []s
 		t.Fatal(err, out)
 	}
 	file := func(name string) string { return filepath.Join(dir, name) }
-	url = startEtcd(t, "https", append(flags, "--cert-file", file("etcd1.pem"), "--key-file", file("etcd1.key"), "--trusted-ca-file", file("ca.pem"), "--bcrypt-cost", "4")...)
+	url, _ = etcdtest.Start(t, "https", append(flags, "--cert-file", file("etcd1.pem"), "--key-file", file("etcd1.key"), "--trusted-ca-file", file("ca.pem"), "--bcrypt-cost", "4")...)
 	return url, func(user string) []string {
 		return []string{"--endpoints", url, "--cacert", file("ca.pem"), "--cert", file(user + ".pem"), "--key", file(user + ".key"), "--command-timeout", "20s"}
 	}
@@ -197,7 +198,7 @@ func TestEnableFails(t *testing.T) {
 }
 
 func TestInitEtcdOverPlainHTTP(t *testing.T) {
-	url := startEtcd(t, "http")
+	url, _ := etcdtest.Start(t, "http")
 	out, err := run(t, "init-etcd", "--operator", "alice", "--insecure", "--endpoints", url, "--command-timeout", "20s")
 	if err == nil || !strings.Contains(err.Error(), "shows no certificate with a common name") {
 		t.Errorf("%v\n%s", err, out)
@@ -206,10 +207,10 @@ func TestInitEtcdOverPlainHTTP(t *testing.T) {
 
 func TestCerts(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "pki")
-	args := []string{"certs", "--dir", dir, "--server", "etcd1=10.1.0.5,etcd1.example.com", "--client", "alice", "--days", "30"}
+	args := []string{"certs", "--dir", dir, "--server", "etcd1=10.1.0.5,etcd1.example.com", "--client", "alice", "--coordinator", "web=10.1.0.5,medway.example.com", "--days", "30"}
 	out, err := run(t, args...)
 	until := time.Now().Add(30 * 24 * time.Hour).Format(time.DateOnly)
-	for _, want := range []string{"+ " + dir + "/ca.pem: authority, until ", "+ " + dir + "/etcd1.pem: etcd member etcd1, until " + until, "+ " + dir + "/alice.pem: user alice, until " + until} {
+	for _, want := range []string{"+ " + dir + "/ca.pem: authority, until ", "+ " + dir + "/etcd1.pem: etcd member etcd1, until " + until, "+ " + dir + "/alice.pem: user alice, until " + until, "+ " + dir + "/web.pem: coordinator web, until " + until} {
 		if err != nil || !strings.Contains(out, want) {
 			t.Errorf("%v: %q is not in\n%s", err, want, out)
 		}
@@ -233,11 +234,11 @@ func TestCerts(t *testing.T) {
 			t.Errorf("%s is in the output", e.Name())
 		}
 	}
-	if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != 0o700 || len(before) != 6 {
+	if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != 0o700 || len(before) != 8 {
 		t.Errorf("directory %v %v with %d files", info.Mode(), err, len(before))
 	}
 	out, err = run(t, args...)
-	if err != nil || strings.Contains(out, "+") || strings.Count(out, "until") != 3 {
+	if err != nil || strings.Contains(out, "+") || strings.Count(out, "until") != 4 {
 		t.Errorf("again: %v\n%s", err, out)
 	}
 	for _, test := range []struct {
@@ -247,6 +248,10 @@ func TestCerts(t *testing.T) {
 		{[]string{"--server", "etcd1=10.9.9.9"}, "etcd1.pem is there already and is another one"},
 		{[]string{"--server", "alice=10.1.0.5"}, "it is a client's certificate"},
 		{[]string{"--client", "etcd1"}, `its common name is ""`},
+		{[]string{"--server", "web=10.1.0.5"}, "it is a coordinator's certificate"},
+		{[]string{"--coordinator", "etcd1=10.1.0.5"}, "it is an etcd member's certificate"},
+		{[]string{"--coordinator", "web=10.1.0.6"}, "web.pem is there already and is another one"},
+		{[]string{"--coordinator", "web2"}, "flag --coordinator: value \"web2\": expected NAME=HOST"},
 		{[]string{"--server", "etcd1"}, "expected NAME=HOST"},
 		{[]string{"--server", "=10.1.0.5"}, "expected NAME=HOST"},
 		{[]string{"--server", "../x=10.1.0.5"}, `name "../x"`},

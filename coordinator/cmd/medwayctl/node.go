@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/medway-lb/medway/coordinator/internal/operation"
 	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
 
@@ -28,10 +29,8 @@ func node(c *connection) *cobra.Command {
 	return cmd
 }
 
-func drainKey(name string) state.Key { return state.Key{Kind: state.KindDrain, A: name} }
-
 func drain(c *connection) *cobra.Command {
-	o, w := operation{connection: c}, waiting{}
+	o, w := operator{connection: c}, waiting{}
 	cmd := &cobra.Command{
 		Use:   "drain NODE",
 		Short: "Take a node out of service",
@@ -50,8 +49,9 @@ would be written; 3 the drain is in force, and --wait has not seen its end.`,
 			if err := w.check(cmd, "wait", o.dryRun); err != nil {
 				return err
 			}
-			return o.do(cmd, func(ctx context.Context, client *store.Client, have *contents) error {
-				revision, err := o.drain(ctx, client, have, args[0])
+			return o.do(cmd, func(ctx context.Context, client *store.Client, have *operation.Contents) error {
+				change, err := operation.Drain(have, args[0], o.author, time.Now())
+				revision, err := o.make(ctx, client, change, err)
 				if err != nil || !w.on {
 					return err
 				}
@@ -67,46 +67,10 @@ would be written; 3 the drain is in force, and --wait has not seen its end.`,
 	return cmd
 }
 
-// drain puts the key, and returns the revision from which on it is in force.
-func (o *operation) drain(ctx context.Context, client *store.Client, have *contents, name string) (int64, error) {
-	n, ok := have.Nodes[name]
-	if !ok {
-		return 0, fmt.Errorf("node %s does not exist", state.Quote(name))
-	}
-	if err := have.checkSchema(name); err != nil {
-		return 0, err
-	}
-	key := drainKey(name)
-	if was, ok := have.Drains[name]; ok {
-		fmt.Fprintf(o.out, "%s: drained already: %s\n", name, describeOrder(was))
-		return have.entries[key.String()].ModRevision, nil
-	}
-	var kept []string
-	for _, vip := range slices.Sorted(maps.Keys(have.VIPs)) {
-		// Another node of the target's site, and otherwise any other node, lets it go.
-		needed := have.Targets[vip].Site == n.Site && !have.ableIn(n.Site, vip, name) || !have.ableAnywhere(vip, name)
-		if have.VIPs[vip].Groups[n.Site] == n.Group && needed {
-			kept = append(kept, vip)
-		}
-	}
-	if _, alive := have.Alive[name]; !alive {
-		fmt.Fprintf(o.out, "note: it is silent: the drain is for when it is back; if it is gone for good: medwayctl forget %s\n", name)
-	} else if len(kept) > 0 {
-		fmt.Fprintf(o.out, "note: it goes on with %s until another node can take over, or the target is another site: none can now\n", shortList(kept))
-	}
-	var ch change
-	ch.put(have, key, state.Encode(&medwayv1.Drain{Since: time.Now().UTC().Format(time.RFC3339), Reason: o.reason, By: o.by}))
-	revision, err := o.commit(ctx, client, have, ch, "", &medwayv1.Event{What: "drain " + name})
-	if err == nil {
-		fmt.Fprintf(o.out, "%s: drained from revision %d on\n", name, revision)
-	}
-	return revision, err
-}
-
 // drained looks how far a drained node is, as it says itself. What it said before
 // it knew of the drain does not count.
 func drained(ctx context.Context, client *store.Client, name string, since int64) (line string, done bool, err error) {
-	_, ordered, err := client.Get(ctx, drainKey(name).String())
+	_, ordered, err := client.Get(ctx, operation.DrainKey(name).String())
 	if err != nil {
 		return "", false, err
 	}
@@ -144,7 +108,7 @@ func drained(ctx context.Context, client *store.Client, name string, since int64
 }
 
 func undrain(c *connection) *cobra.Command {
-	o := operation{connection: c}
+	o := operator{connection: c}
 	cmd := &cobra.Command{
 		Use:   "undrain NODE",
 		Short: "Take a node back into service",
@@ -155,25 +119,15 @@ Exit status: 0 done; 1 an error, or it is not drained; 2 with --dry-run: somethi
 would be written.`,
 		Args: exactlyOne("a node"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return o.do(cmd, func(ctx context.Context, client *store.Client, have *contents) error {
-				name, key := args[0], drainKey(args[0])
-				if !have.has(key) {
-					return fmt.Errorf("node %s is not drained", state.Quote(name))
-				}
-				was, ok := have.Drains[name]
-				was.Malformed = !ok
-				var ch change
-				ch.delete(have, key.String())
-				if _, err := o.commit(ctx, client, have, ch, "", &medwayv1.Event{What: "undrain " + name}); err != nil {
-					return err
-				}
-				fmt.Fprintf(o.out, "%s: back in service; it was drained: %s\n", name, describeOrder(was))
-				return nil
+			return o.do(cmd, func(ctx context.Context, client *store.Client, have *operation.Contents) error {
+				change, err := operation.Undrain(have, args[0])
+				_, err = o.make(ctx, client, change, err)
+				return err
 			})
 		},
 	}
 	o.flags(cmd)
-	cmd.ValidArgsFunction = completer(c, 1, func(h *contents, _ []string) []string { return slices.Sorted(maps.Keys(h.Drains)) })
+	cmd.ValidArgsFunction = completer(c, 1, func(h *operation.Contents, _ []string) []string { return slices.Sorted(maps.Keys(h.Drains)) })
 	return cmd
 }
 
@@ -232,7 +186,7 @@ func nodeList(s *state.Snapshot, nodes []*medwayv1.Status, now time.Time) []node
 		said[n.Node] = n
 	}
 	list := []nodeDocument{}
-	for _, name := range nodeNames(s, nodes) {
+	for _, name := range operation.NodeNames(s, nodes) {
 		n, status := s.Nodes[name], said[name]
 		d := nodeDocument{Node: name, Site: n.Site, Group: n.Group, Version: n.Version, Sessions: "-", Owns: []string{}}
 		if status == nil {

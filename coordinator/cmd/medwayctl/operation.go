@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"os/user"
 	"slices"
@@ -14,7 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/medway-lb/medway/pkg/plan"
+	"github.com/medway-lb/medway/coordinator/internal/operation"
 	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
 
@@ -25,32 +24,19 @@ import (
 // the time that it was waited for.
 var errNotYet = errors.New("what was written stands, but is not carried out yet")
 
-// contents is all that is stored, typed, with the keys as they stand.
-type contents struct {
-	*state.Snapshot
-	nodes   []*medwayv1.Status
-	entries map[string]store.Entry
-}
-
-// has tells whether a key exists, whatever its value.
-func (h *contents) has(k state.Key) bool {
-	_, found := h.entries[k.String()]
-	return found
-}
-
-// operation is a change that a person makes: who, why, or whether only to look.
-type operation struct {
+// operator is a person who makes a change: who, why, or whether only to look.
+type operator struct {
 	*connection
-	by, reason string
-	dryRun     bool
-	out        io.Writer
+	author operation.Author
+	dryRun bool
+	out    io.Writer
 }
 
 // flags adds the flags that all changes have; those that take a reason have
 // --reason.
-func (o *operation) flags(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&o.by, "by", person(), "`who` does it, for the history")
-	cmd.Flags().StringVar(&o.reason, "reason", "", "`why`, for others and for the history")
+func (o *operator) flags(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&o.author.By, "by", person(), "`who` does it, for the history")
+	cmd.Flags().StringVar(&o.author.Reason, "reason", "", "`why`, for others and for the history")
 	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "show what would be written and write nothing")
 	completeWith(cmd, "by")
 	completeWith(cmd, "reason")
@@ -68,24 +54,16 @@ func person() string {
 }
 
 // check looks at the flags; the words in them are stored.
-func (o *operation) check(cmd *cobra.Command) error {
+func (o *operator) check(cmd *cobra.Command) error {
 	// One that must be given must say something.
-	if f := cmd.Flag("reason"); f.Changed && strings.TrimSpace(o.reason) == "" && f.Annotations[cobra.BashCompOneRequiredFlag] != nil {
-		return fmt.Errorf("flag --reason: value %s: expected a few words", state.Quote(o.reason))
+	if f := cmd.Flag("reason"); f.Changed && strings.TrimSpace(o.author.Reason) == "" && f.Annotations[cobra.BashCompOneRequiredFlag] != nil {
+		return fmt.Errorf("flag --reason: value %s: expected a few words", state.Quote(o.author.Reason))
 	}
-	for _, f := range []struct{ name, value string }{{"--by", o.by}, {"--reason", o.reason}} {
-		if len(f.value) > 200 || state.Line(f.value) != f.value {
-			return fmt.Errorf("flag %s: value %s: expected at most 200 bytes of text that can be printed", f.name, state.Quote(f.value))
-		}
-	}
-	if o.by == "" {
-		return errors.New("flag --by: expected a name")
-	}
-	return nil
+	return flagError(o.author.Check())
 }
 
 // do checks, reads all that is stored, and has the change made.
-func (o *operation) do(cmd *cobra.Command, f func(context.Context, *store.Client, *contents) error) error {
+func (o *operator) do(cmd *cobra.Command, f func(context.Context, *store.Client, *operation.Contents) error) error {
 	if err := o.check(cmd); err != nil {
 		return err
 	}
@@ -102,148 +80,55 @@ func (o *operation) do(cmd *cobra.Command, f func(context.Context, *store.Client
 	return f(cmd.Context(), client, have)
 }
 
-func (o *operation) load(ctx context.Context, client *store.Client) (*contents, error) {
+func (o *operator) load(ctx context.Context, client *store.Client) (*operation.Contents, error) {
 	ctx, cancel := context.WithTimeout(ctx, o.timeout)
 	defer cancel()
-	return load(ctx, client)
+	return operation.Load(ctx, client)
 }
 
-// change is what one transaction does, if every key in it is still as it was read.
-type change struct {
-	guards  []store.Guard
-	puts    []store.Put
-	deletes []string
-}
-
-func (c *change) guard(have *contents, key string) {
-	c.guards = append(c.guards, store.Guard{Key: key, ModRevision: have.entries[key].ModRevision})
-}
-
-func (c *change) put(have *contents, key state.Key, value []byte) {
-	c.guard(have, key.String())
-	c.puts = append(c.puts, store.Put{Key: key.String(), Value: value})
-}
-
-func (c *change) delete(have *contents, key string) {
-	c.guard(have, key)
-	c.deletes = append(c.deletes, key)
-}
-
-// commit makes a change, together with its event in the history of a VIP, "" for
-// all. A nil event is none. With --dry-run it shows the change.
-func (o *operation) commit(ctx context.Context, client *store.Client, have *contents, c change, vip string, event *medwayv1.Event) (revision int64, err error) {
+// make has a change made, or shown with --dry-run.
+func (o *operator) make(ctx context.Context, client *store.Client, c *operation.Change, err error) (revision int64, _ error) {
+	if err != nil {
+		return 0, flagError(err)
+	}
+	if c.Already != "" {
+		fmt.Fprintln(o.out, c.Already)
+		return c.Since, nil
+	}
 	if o.dryRun {
-		o.show(have, c)
-		return 0, errDiffers
-	}
-	var keys []string
-	for _, g := range c.guards {
-		keys = append(keys, g.Key)
-	}
-	if event != nil {
-		event.By, event.Reason = o.by, o.reason
-		key, value := state.EncodeEvent(vip, time.Now(), event)
-		c.guards = append(c.guards, store.Guard{Key: key})
-		c.puts = append(c.puts, store.Put{Key: key, Value: value})
-	}
-	ctx, cancel := context.WithTimeout(ctx, o.timeout)
-	defer cancel()
-	committed, revision, err := client.Commit(ctx, c.guards, c.puts, c.deletes)
-	switch {
-	case err != nil && !errors.Is(err, store.ErrRefused):
-		return 0, fmt.Errorf("it is not known whether this was written, look with medwayctl status: %w", err)
-	case err != nil:
-		return 0, err
-	case !committed:
-		return 0, fmt.Errorf("nothing was written: somebody else changed %s at the same time: look again with medwayctl status", shortList(keys))
-	}
-	return revision, nil
-}
-
-// show tells what a change would do, key by key.
-func (o *operation) show(have *contents, c change) {
-	for _, key := range c.deletes {
-		fmt.Fprintf(o.out, "- %s\n", state.Printable(key))
-	}
-	for _, p := range c.puts {
-		mark := "+"
-		if _, found := have.entries[p.Key]; found {
-			mark = "~"
+		err = o.show(c)
+	} else {
+		ctx, cancel := context.WithTimeout(ctx, o.timeout)
+		defer cancel()
+		if revision, err = c.Commit(ctx, client, o.author); err != nil {
+			return 0, err
 		}
-		fmt.Fprintf(o.out, "%s %s: %s\n", mark, state.Printable(p.Key), p.Value)
+		fmt.Fprintln(o.out, c.Done(revision))
 	}
+	for _, note := range c.Notes {
+		fmt.Fprintln(o.out, "note:", note)
+	}
+	return revision, err
 }
 
-// shortList names a few and counts the rest.
-func shortList(names []string) string {
-	const most = 5
-	if len(names) <= most {
-		return strings.Join(names, ", ")
-	}
-	return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
-}
-
-// checkVIP says whether a VIP is in the plan.
-func (h *contents) checkVIP(name string) error {
-	if _, ok := h.VIPs[name]; ok {
-		return nil
-	}
-	if h.has(state.Key{Kind: state.KindVIP, A: name}) {
-		return fmt.Errorf("VIP %q: its key can't be read: see medwayctl status", name)
-	}
-	return fmt.Errorf("VIP %s does not exist", state.Quote(name))
-}
-
-// checkSchema holds back a kind of key that a node doesn't know.
-func (h *contents) checkSchema(nodes ...string) error {
-	const since = 3 // drains and pauses
-	for _, name := range nodes {
-		if n := h.Nodes[name]; n.Schema < since {
-			return fmt.Errorf("node %s knows schema %d, expected %d: upgrade its agent first", name, n.Schema, since)
+// show tells what changes would do, key by key.
+func (o *operator) show(all ...*operation.Change) error {
+	for _, c := range all {
+		for _, line := range c.Diff() {
+			fmt.Fprintln(o.out, line)
 		}
 	}
-	return nil
+	return errDiffers
 }
 
-// ableIn tells whether a node of a site, other than the one named, could take a
-// VIP's traffic.
-func (h *contents) ableIn(site, vip, other string) bool {
-	return slices.ContainsFunc(h.NodesOf(site, h.VIPs[vip].Groups[site]), func(n string) bool {
-		return n != other && plan.Able(h.Snapshot, n, vip)
-	})
-}
-
-// ableAnywhere is ableIn of all sites.
-func (h *contents) ableAnywhere(vip, other string) bool {
-	for site := range h.VIPs[vip].Groups {
-		if h.ableIn(site, vip, other) {
-			return true
-		}
+// flagError names a field that a person gave by its flag.
+func flagError(err error) error {
+	if f := (state.FieldError{}); errors.As(err, &f) {
+		name := f.Field
+		f.Field = ""
+		return fmt.Errorf("flag --%s: %w", name, f)
 	}
-	return false
-}
-
-// describeOrder is a drain or a pause in words.
-func describeOrder(o state.Order) string {
-	if o.Malformed {
-		return "why can't be read"
-	}
-	return describe(state.Lock{Since: o.Since, By: o.By, Reason: o.Reason})
-}
-
-// nodeNames are all nodes that anything is known of.
-func nodeNames(s *state.Snapshot, nodes []*medwayv1.Status) []string {
-	names := map[string]bool{}
-	for _, of := range []map[string]bool{keysOf(s.Nodes), keysOf(s.Alive), keysOf(s.Drains), keysOf(s.Joined)} {
-		maps.Copy(names, of)
-	}
-	for k := range s.Claims {
-		names[k.Node] = true
-	}
-	for _, n := range nodes {
-		names[n.Node] = true
-	}
-	return slices.Sorted(maps.Keys(names))
+	return err
 }
 
 func keysOf[V any](m map[string]V) map[string]bool {
@@ -255,7 +140,7 @@ func keysOf[V any](m map[string]V) map[string]bool {
 }
 
 // completer offers the shell names that etcd has, for an argument or a flag.
-func completer(c *connection, most int, names func(h *contents, args []string) []string) cobra.CompletionFunc {
+func completer(c *connection, most int, names func(h *operation.Contents, args []string) []string) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 		if most > 0 && len(args) >= most {
 			return nil, cobra.ShellCompDirectiveNoFileComp
@@ -267,7 +152,7 @@ func completer(c *connection, most int, names func(h *contents, args []string) [
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
 		defer client.Close()
-		have, err := load(ctx, client)
+		have, err := operation.Load(ctx, client)
 		if err != nil {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
@@ -277,9 +162,11 @@ func completer(c *connection, most int, names func(h *contents, args []string) [
 	}
 }
 
-func allVIPs(h *contents, _ []string) []string { return vipNames(h.Snapshot, h.nodes) }
+func allVIPs(h *operation.Contents, _ []string) []string { return vipNames(h.Snapshot, h.Said) }
 
-func allNodes(h *contents, _ []string) []string { return nodeNames(h.Snapshot, h.nodes) }
+func allNodes(h *operation.Contents, _ []string) []string {
+	return operation.NodeNames(h.Snapshot, h.Said)
+}
 
 // waiting is how a command waits for what it has written to be carried out.
 type waiting struct {
@@ -310,7 +197,7 @@ const pollInterval = 500 * time.Millisecond
 
 // until looks again and again until it sees what is waited for, and shows each
 // line that is new. That etcd can't be reached ends nothing.
-func (o *operation) until(ctx context.Context, limit time.Duration, look func(context.Context) (line string, done bool, err error)) error {
+func (o *operator) until(ctx context.Context, limit time.Duration, look func(context.Context) (line string, done bool, err error)) error {
 	began, last := time.Now(), ""
 	var over <-chan time.Time
 	if limit > 0 {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"math"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -14,9 +13,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/medway-lb/medway/coordinator/internal/operation"
 	"github.com/medway-lb/medway/pkg/plan"
 	"github.com/medway-lb/medway/pkg/state"
-	"github.com/medway-lb/medway/pkg/store"
 
 	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
 )
@@ -70,73 +69,11 @@ func read(ctx context.Context, c *connection) (*state.Snapshot, []*medwayv1.Stat
 		return nil, nil, err
 	}
 	defer client.Close()
-	have, err := load(ctx, client)
+	have, err := operation.Load(ctx, client)
 	if err != nil {
 		return nil, nil, err
 	}
-	return have.Snapshot, have.nodes, nil
-}
-
-func load(ctx context.Context, client *store.Client) (*contents, error) {
-	entries, revision, err := client.List(ctx, state.Prefix)
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", state.Prefix, err)
-	}
-	have := &contents{entries: map[string]store.Entry{}}
-	cache := state.NewCache()
-	for _, e := range entries {
-		have.entries[e.Key] = e
-		cache.Put(e.Key, e.Value, e.ModRevision, e.Lease)
-	}
-	cache.SetRevision(revision)
-	entries, _, err = client.List(ctx, state.StatusPrefix)
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", state.StatusPrefix, err)
-	}
-	have.Snapshot = cache.Snapshot()
-	var more []state.Fault
-	for _, e := range entries {
-		have.entries[e.Key] = e
-		s, err := state.DecodeStatus(e.Value)
-		if err != nil {
-			// One bad value should not hide what the other nodes say.
-			more = append(more, state.Fault{Key: state.Printable(e.Key), Reason: err.Error()})
-			continue
-		}
-		have.nodes = append(have.nodes, s)
-	}
-	for _, trouble := range client.Troubles() {
-		more = append(more, state.Fault{Key: "etcd", Reason: trouble, Notice: true})
-	}
-	have.Faults = slices.Concat(have.Faults, more, elsewhere(have.Snapshot, have.nodes))
-	return have, nil
-}
-
-// elsewhere tells of VIPs that no living node of their target site announces, while
-// another site carries their traffic.
-func elsewhere(s *state.Snapshot, nodes []*medwayv1.Status) (notices []state.Fault) {
-	for _, vip := range slices.Sorted(maps.Keys(s.Targets)) {
-		site, served, carrier, lowest := s.Targets[vip].Site, false, "", uint32(math.MaxUint32)
-		for _, n := range nodes {
-			_, alive := s.Alive[n.Node]
-			for _, v := range n.Vips {
-				switch {
-				case !alive || v.Vip != vip || v.Med == nil:
-				case n.Site == site:
-					served = true
-				case *v.Med < lowest:
-					carrier, lowest = n.Node, *v.Med
-				}
-			}
-		}
-		if !served && carrier != "" {
-			notices = append(notices, state.Fault{
-				Key: state.Key{Kind: state.KindTarget, A: vip}.String(), Notice: true,
-				Reason: fmt.Sprintf("no living node of %s announces it: the traffic goes to %s, MED %d, once routers have dropped the routes of %s", site, carrier, lowest, site),
-			})
-		}
-	}
-	return notices
+	return have.Snapshot, have.Said, nil
 }
 
 func writeTable(out io.Writer, s *state.Snapshot, nodes []*medwayv1.Status, only []string, now time.Time) error {
@@ -177,7 +114,7 @@ func writeTable(out io.Writer, s *state.Snapshot, nodes []*medwayv1.Status, only
 			why = append(why, vip+": no agent of its groups has reported yet: "+groups(s.VIPs[vip]))
 		}
 		if l, locked := s.Locks[vip]; locked {
-			locks = append(locks, vip+": "+describe(l))
+			locks = append(locks, vip+": "+operation.DescribeLock(l))
 		}
 	}
 	if err := w.Flush(); err != nil {
@@ -205,23 +142,6 @@ func heard(alive bool) func(value any) string {
 		}
 		return "(" + text + ")"
 	}
-}
-
-func describe(l state.Lock) string {
-	if l.Malformed {
-		return "locked; why can't be read"
-	}
-	text := "since " + l.Since.UTC().Format(time.RFC3339)
-	if l.From != "" || l.To != "" {
-		text += fmt.Sprintf(", %s to %s", orDash(l.From), orDash(l.To))
-	}
-	if l.By != "" {
-		text += ", by " + l.By
-	}
-	if l.Reason != "" {
-		text += ": " + l.Reason
-	}
-	return text
 }
 
 // automatic says whether a VIP may switch by itself now.
@@ -281,14 +201,14 @@ func pauses(s *state.Snapshot, only []string) (lines []string) {
 		} else if len(only) > 0 && !slices.Contains(only, vip) {
 			continue
 		}
-		lines = append(lines, what+": "+describeOrder(s.Pauses[vip]))
+		lines = append(lines, what+": "+operation.DescribeOrder(s.Pauses[vip]))
 	}
 	return lines
 }
 
 func drains(s *state.Snapshot) (lines []string) {
 	for _, name := range slices.Sorted(maps.Keys(s.Drains)) {
-		lines = append(lines, name+": "+describeOrder(s.Drains[name]))
+		lines = append(lines, name+": "+operation.DescribeOrder(s.Drains[name]))
 	}
 	return lines
 }

@@ -11,7 +11,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/medway-lb/medway/coordinator/internal/operation"
 	"github.com/medway-lb/medway/pkg/state"
+	"github.com/medway-lb/medway/pkg/store/etcdtest"
 
 	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
 )
@@ -369,7 +371,7 @@ func TestStatusTellsOfEtcd(t *testing.T) {
 		t.Fatal(err, out)
 	}
 	file := func(name string) string { return filepath.Join(dir, name) }
-	url := startEtcd(t, "https", "--cert-file", file("etcd1.pem"), "--key-file", file("etcd1.key"), "--trusted-ca-file", file("ca.pem"), "--client-cert-auth")
+	url, _ := etcdtest.Start(t, "https", "--cert-file", file("etcd1.pem"), "--key-file", file("etcd1.key"), "--trusted-ca-file", file("ca.pem"), "--client-cert-auth")
 	flags := []string{"--cacert", file("ca.pem"), "--cert", file("alice.pem"), "--key", file("alice.key"), "--command-timeout", "20s"}
 	if out, err := run(t, append(flags, "status", "--endpoints", url)...); err != nil { // waits for etcd
 		t.Fatal(err, out)
@@ -412,22 +414,22 @@ Why
 // TestElsewhere: a target that is not carried out is told, whoever withdrew or died.
 func TestElsewhere(t *testing.T) {
 	s, nodes := picture()
-	if got := elsewhere(s, nodes); got != nil {
+	if got := operation.Elsewhere(s, nodes); got != nil {
 		t.Errorf("served where it should be: %v", got)
 	}
 	s.Targets["sip-1"] = state.Target{Site: "dc2"} // whose node is silent
 	want := []state.Fault{{
 		Key: "/medway/v1/target_state/sip-1", Notice: true, Reason: "no living node of dc2 announces it: the traffic goes to n1, MED 0, once routers have dropped the routes of dc2",
 	}}
-	if diff := cmp.Diff(want, elsewhere(s, nodes)); diff != "" {
+	if diff := cmp.Diff(want, operation.Elsewhere(s, nodes)); diff != "" {
 		t.Error(diff)
 	}
 	s.Alive["n2"] = state.Alive{}
-	if got := elsewhere(s, nodes); got != nil {
+	if got := operation.Elsewhere(s, nodes); got != nil {
 		t.Errorf("served again: %v", got)
 	}
 	nodes[1].Vips[0].Med = nil // withdrawn
-	if diff := cmp.Diff(want, elsewhere(s, nodes)); diff != "" {
+	if diff := cmp.Diff(want, operation.Elsewhere(s, nodes)); diff != "" {
 		t.Error(diff)
 	}
 }

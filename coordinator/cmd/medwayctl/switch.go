@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/medway-lb/medway/coordinator/internal/operation"
 	"github.com/medway-lb/medway/pkg/plan"
 	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
@@ -17,7 +18,7 @@ import (
 )
 
 func switchVIP(c *connection) *cobra.Command {
-	o, w := operation{connection: c}, waiting{}
+	o, w := operator{connection: c}, waiting{}
 	var from, to string
 	cmd := &cobra.Command{
 		Use:   "switch VIP --to SITE",
@@ -41,8 +42,9 @@ move.`,
 			if err := w.check(cmd, "watch", o.dryRun); err != nil {
 				return err
 			}
-			return o.do(cmd, func(ctx context.Context, client *store.Client, have *contents) error {
-				if err := o.switchVIP(ctx, client, have, args[0], from, to); err != nil || !w.on {
+			return o.do(cmd, func(ctx context.Context, client *store.Client, have *operation.Contents) error {
+				change, err := operation.Switch(have, args[0], from, to)
+				if _, err := o.make(ctx, client, change, err); err != nil || !w.on {
 					return err
 				}
 				return o.until(ctx, w.limit, func(ctx context.Context) (string, bool, error) {
@@ -56,7 +58,7 @@ move.`,
 	cmd.Flags().StringVar(&to, "to", "", "the `site` that should take the traffic")
 	cmd.Flags().StringVar(&from, "from", "", "refuse unless this is the `site` of the target now")
 	_ = cmd.MarkFlagRequired("to")
-	sites := completer(c, 0, func(h *contents, args []string) []string {
+	sites := completer(c, 0, func(h *operation.Contents, args []string) []string {
 		names := map[string]bool{}
 		for vip, v := range h.VIPs {
 			if len(args) == 0 || slices.Contains(args, vip) {
@@ -70,42 +72,6 @@ move.`,
 	}
 	cmd.ValidArgsFunction = completer(c, 1, allVIPs)
 	return cmd
-}
-
-func (o *operation) switchVIP(ctx context.Context, client *store.Client, have *contents, vip, from, to string) error {
-	if err := have.checkVIP(vip); err != nil {
-		return err
-	}
-	groups, key := have.VIPs[vip].Groups, state.Key{Kind: state.KindTarget, A: vip}
-	if _, ok := groups[to]; !ok {
-		return fmt.Errorf("flag --to: value %s: expected a site of %s: %s", state.Quote(to), vip, strings.Join(slices.Sorted(maps.Keys(groups)), ", "))
-	}
-	now := "not known" // where the key is wrong, or not there
-	if t, ok := have.Targets[vip]; ok {
-		now = t.Site
-	}
-	switch {
-	case from != "" && from != now:
-		return fmt.Errorf("flag --from: value %s: the target is %s", state.Quote(from), now)
-	case now == to:
-		fmt.Fprintf(o.out, "%s: the target is %s already\n", vip, to)
-		return nil
-	}
-	if !have.ableIn(to, vip, "") {
-		fmt.Fprintf(o.out, "note: no node of %s could take it now, by what they say last: dead, drained, cold, unable or without a BGP session; the traffic stays until one can\n", to)
-	}
-	if lock, locked := have.Locks[vip]; locked {
-		fmt.Fprintf(o.out, "note: it stays locked, until medwayctl unlock %s: %s\n", vip, state.Line(describe(lock)))
-	}
-	var ch change
-	ch.put(have, key, []byte(to))
-	event := &medwayv1.Event{What: "switch", From: have.Targets[vip].Site, To: to}
-	revision, err := o.commit(ctx, client, have, ch, vip, event)
-	if err != nil {
-		return err
-	}
-	fmt.Fprintf(o.out, "%s: target %s -> %s at revision %d\n", vip, now, to, revision)
-	return nil
 }
 
 // switched looks how far a switchover is: it is done when a node of the new site

@@ -47,11 +47,9 @@ func (e *Engine) Evacuate(ctx context.Context, o Evacuation) (*medwayv1.Evacuati
 	if err := e.known(ctx); err != nil {
 		return nil, err
 	}
-	w, _, evacuations := e.look()
 	key := EvacuationKey(o.Site)
-	e.mu.Lock()
-	revision := e.revisions[key]
-	e.mu.Unlock()
+	revision := e.revision(key) // before the look: what comes in between must not pass unseen
+	w, _, evacuations := e.look()
 	switch running, readable := evacuations[o.Site]; {
 	case revision != 0 && !readable:
 		return nil, fmt.Errorf("%s can't be read: it is of a newer coordinator, or spoilt", key)

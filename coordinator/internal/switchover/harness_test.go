@@ -1,17 +1,13 @@
 package switchover
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
-	"os/exec"
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -20,53 +16,12 @@ import (
 	"github.com/medway-lb/medway/pkg/plan"
 	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
+	"github.com/medway-lb/medway/pkg/store/etcdtest"
 
 	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
 )
 
 const patience = 30 * time.Second // for anything that must happen
-
-var etcdBinary = sync.OnceValues(func() (string, error) {
-	// Builds on the first use; the go command keeps the binary in its cache.
-	out, err := exec.Command("go", "tool", "-n", "go.etcd.io/etcd/server/v3").Output()
-	return strings.TrimSpace(string(out)), err
-})
-
-// startEtcd starts a real server and returns its URL.
-func startEtcd(t testing.TB) (url string, server *os.Process) {
-	t.Helper()
-	binary, err := etcdBinary()
-	if err != nil {
-		t.Fatal("build etcd: ", err)
-	}
-	var urls []string
-	for range 2 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		urls = append(urls, "http://"+l.Addr().String())
-		_ = l.Close()
-	}
-	cmd := exec.Command(binary, "--data-dir", t.TempDir(), "--unsafe-no-fsync", "--log-level", "error",
-		"--heartbeat-interval", "50", "--election-timeout", "500",
-		"--listen-client-urls", urls[0], "--advertise-client-urls", urls[0],
-		"--listen-peer-urls", urls[1], "--initial-advertise-peer-urls", urls[1], "--initial-cluster", "default="+urls[1])
-	var log bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &log, &log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-		if t.Failed() {
-			t.Log(log.String())
-		}
-	})
-	return urls[0], cmd.Process
-}
 
 // lab is one etcd, and agents of two sites with a node each that do what the
 // switchover rules want of them as soon as a switchover waits for it: so each step
@@ -99,7 +54,7 @@ func newLab(t testing.TB, vips ...string) *lab {
 		t: t, vips: vips, targets: map[string]string{}, records: map[string]*medwayv1.Switchover{},
 		meds: map[string]map[string]uint32{}, busy: map[string]string{}, last: map[string]string{},
 	}
-	l.url, l.etcd = startEtcd(t)
+	l.url, l.etcd = etcdtest.Start(t, "http", "--heartbeat-interval", "50", "--election-timeout", "500")
 	l.client = l.open()
 	ctx := l.deadline()
 	lease, err := l.client.Grant(ctx, 10*time.Minute)

@@ -73,6 +73,10 @@ func checkWords(by, reason string, force []plan.CheckName) (errs []error) {
 	if by == "" {
 		wrong("by", by, "a name")
 	}
+	if len(force) > len(plan.Forceable) {
+		wrong("force", fmt.Sprintf("%d names", len(force)), fmt.Sprintf("at most %d", len(plan.Forceable)))
+		force = nil
+	}
 	for i, name := range force {
 		if !slices.Contains(plan.Forceable, name) {
 			wrong(fmt.Sprintf("force[%d]", i), string(name), fmt.Sprintf("one of %q", plan.Forceable))
@@ -104,30 +108,28 @@ func (o Order) check(s *state.Snapshot) error {
 	return errors.Join(errs...)
 }
 
-const (
-	// staleAfter is how old what is known of etcd may be for an answer to a person.
-	staleAfter = 5 * time.Second
-	// freshWait is how long an answer waits for that.
-	freshWait = 2 * time.Second
-)
+// freshWait is how long an answer to a person waits for what etcd holds at the
+// moment.
+const freshWait = 5 * time.Second
 
 // ErrStale says that etcd can't be reached, so that what is known may be wrong.
 var ErrStale = errors.New("etcd can't be reached")
 
-// known waits until the engine knows what etcd holds.
+// known waits until the engine knows all that was written before it was asked, by
+// whomever: who has just made a VIP must not hear that there is none.
 func (e *Engine) known(ctx context.Context) error {
+	asked := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, freshWait)
+	defer cancel()
 	select {
 	case <-e.ready:
 	case <-ctx.Done():
 		return fmt.Errorf("%w: nothing has been read yet: %w", ErrStale, ctx.Err())
 	}
-	// What was just listed counts as fresh a moment later.
-	ctx, cancel := context.WithTimeout(ctx, freshWait)
-	defer cancel()
 	for {
 		refreshed := e.config.Store.Refreshed()
 		fresh := e.config.Store.Fresh()
-		if time.Since(fresh) <= staleAfter {
+		if !fresh.Before(asked) {
 			return nil
 		}
 		select {
@@ -176,11 +178,11 @@ func (e *Engine) Start(ctx context.Context, o Order) (*medwayv1.Switchover, erro
 	if err := e.known(ctx); err != nil {
 		return nil, err
 	}
+	guards := e.guards(o.VIP) // before the look: what comes in between must not pass unseen
 	w, _, _ := e.look()
 	if err := o.check(w.Snapshot); err != nil {
 		return nil, err
 	}
-	guards := e.guards(o.VIP)
 	checks := e.preflight(o, w, nil)
 	if len(plan.Refusing(checks, o.Force)) > 0 {
 		return nil, &RefusedError{Checks: map[string][]plan.Check{o.VIP: checks}, Force: o.Force}

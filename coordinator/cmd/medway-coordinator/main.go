@@ -1,0 +1,164 @@
+// Command medway-coordinator is a management server: the API, and planned switchovers.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/medway-lb/medway/coordinator"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	err := command().ExecuteContext(ctx)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "medway-coordinator:", err)
+		os.Exit(1)
+	}
+}
+
+func command() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "medway-coordinator",
+		Short:         "The management server: the API, and planned switchovers",
+		Version:       coordinator.Version(),
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	var config string
+	root.PersistentFlags().StringVarP(&config, "config", "c", "/etc/medway/coordinator.yaml", "the coordinator's `file`")
+	root.AddCommand(run(&config), grant(&config), revoke(&config))
+	return root
+}
+
+func run(config *string) *cobra.Command {
+	var level, format string
+	var check bool
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Serve the API, and carry on switchovers",
+		Long: `Run the coordinator in the foreground until SIGTERM or SIGINT. What it was at is
+carried on by another one, or by the next one here.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := coordinator.LoadConfig(*config)
+			if err != nil {
+				return err
+			}
+			if check {
+				if err := c.CheckFiles(); err != nil {
+					return fmt.Errorf("%s: %w", *config, err)
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "%s is good\n", *config)
+				return nil
+			}
+			log, err := logger(level, format)
+			if err != nil {
+				return err
+			}
+			server, err := coordinator.New(c, log)
+			if err != nil {
+				return err
+			}
+			defer server.Close()
+			return server.Run(cmd.Context())
+		},
+	}
+	cmd.Flags().BoolVar(&check, "check", false, "check the file and those that it names, and exit")
+	cmd.Flags().StringVar(&level, "log-level", "info", "debug, info, warn or error")
+	cmd.Flags().StringVar(&format, "log-format", "console", "console or json")
+	completeWith(cmd, "log-level", "debug", "info", "warn", "error")
+	completeWith(cmd, "log-format", "console", "json")
+	return cmd
+}
+
+func grant(config *string) *cobra.Command {
+	var role string
+	var vips []string
+	var token bool
+	var valid time.Duration
+	cmd := &cobra.Command{
+		Use:   "grant NAME --role ROLE",
+		Short: "Allow somebody to use the API",
+		Long: `Write to etcd what a name is allowed, in place of what it was allowed before. Who it is
+shows a certificate of the authority in tls.client_ca with that common name, or with
+--token the token that is printed here, once: etcd has its hash alone.
+
+Roles: viewer reads everything; operator switches, drains, pauses and unlocks; admin
+writes intent too, and forgets nodes; backend registers itself.`,
+		Example: `  medway-coordinator grant alice --role admin --token
+  medway-coordinator grant night-shift --role operator --vips sip-1,sip-2 --valid 720h --token`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := coordinator.LoadConfig(*config)
+			if err != nil {
+				return err
+			}
+			if cmd.Flags().Changed("vips") && len(vips) == 0 {
+				return errors.New("flag --vips: expected at least one VIP; without the flag the grant is for all")
+			}
+			secret, err := coordinator.Allow(cmd.Context(), c, coordinator.Permission{Name: args[0], Role: role, VIPs: vips, Token: token, Valid: valid})
+			if err == nil && secret != "" {
+				fmt.Fprintln(cmd.OutOrStdout(), secret)
+			}
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&role, "role", "", "viewer, operator, admin or backend")
+	cmd.Flags().StringSliceVar(&vips, "vips", nil, "only for these VIPs; reading is not limited")
+	cmd.Flags().BoolVar(&token, "token", false, "make a token and print it")
+	cmd.Flags().DurationVar(&valid, "valid", 0, "for how long; 0s: no end")
+	_ = cmd.MarkFlagRequired("role")
+	completeWith(cmd, "role", "viewer", "operator", "admin", "backend")
+	return cmd
+}
+
+func revoke(config *string) *cobra.Command {
+	return &cobra.Command{
+		Use:   "revoke NAME",
+		Short: "Allow somebody nothing any more, at once",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := coordinator.LoadConfig(*config)
+			if err != nil {
+				return err
+			}
+			return coordinator.Revoke(cmd.Context(), c, args[0])
+		},
+	}
+}
+
+// completeWith offers a flag's values to the shell.
+func completeWith(cmd *cobra.Command, flag string, values ...string) {
+	_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
+}
+
+func logger(level, format string) (*zap.Logger, error) {
+	parsed, err := zap.ParseAtomicLevel(level)
+	if err != nil {
+		return nil, fmt.Errorf("flag --log-level: value %q: expected debug, info, warn or error", level)
+	}
+	c := zap.NewProductionConfig()
+	c.Level, c.Sampling, c.DisableCaller, c.DisableStacktrace = parsed, nil, true, true
+	c.EncoderConfig.EncodeTime = zapcore.TimeEncoderOfLayout("2006-01-02T15:04:05.000Z07:00")
+	switch format {
+	case "json":
+	case "console":
+		c.Encoding = "console"
+		c.EncoderConfig.ConsoleSeparator = " "
+		c.EncoderConfig.EncodeLevel = zapcore.CapitalLevelEncoder
+	default:
+		return nil, fmt.Errorf("flag --log-format: value %q: expected console or json", format)
+	}
+	return c.Build()
+}

@@ -1,0 +1,157 @@
+package coordinator
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/medway-lb/medway/pkg/state"
+	"github.com/medway-lb/medway/pkg/store"
+	"github.com/medway-lb/medway/pkg/yamlfile"
+)
+
+// Config is the coordinator's own file.
+type Config struct {
+	// Listen is where the API is served, "host:port". Default ":9443".
+	Listen string `yaml:"listen"`
+	TLS    TLS    `yaml:"tls"`
+	Etcd   Etcd   `yaml:"etcd"`
+}
+
+// TLS is what the API is served with. It is required unless Insecure says otherwise.
+type TLS struct {
+	Cert string `yaml:"cert"`
+	Key  string `yaml:"key"`
+	// ClientCA is the file of the authority that signs clients' certificates, those
+	// of nodes' telemetry among them; unset: only tokens are taken.
+	ClientCA string `yaml:"client_ca"`
+	// Insecure serves without TLS: for laboratories, and behind a proxy on this host.
+	Insecure bool `yaml:"insecure"`
+}
+
+// Etcd says how to reach etcd. TLS is required unless Insecure says otherwise.
+type Etcd struct {
+	Endpoints []string `yaml:"endpoints"`
+	CA        string   `yaml:"ca"`
+	Cert      string   `yaml:"cert"`
+	Key       string   `yaml:"key"`
+	Insecure  bool     `yaml:"insecure"`
+}
+
+// LoadConfig reads and checks a file. All that is wrong is said at once, each with its
+// line.
+func LoadConfig(path string) (Config, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return Config{}, err
+	}
+	c := Config{Listen: ":9443"}
+	documents, err := yamlfile.Parse(path, text)
+	switch {
+	case err != nil:
+		return c, err
+	case len(documents) == 0:
+		return c, fmt.Errorf("%s: empty: %w", path, c.Validate())
+	case len(documents) > 1:
+		return c, fmt.Errorf("%s: a second document: expected one", documents[1].Place(""))
+	}
+	if err := documents[0].Decode(&c); err != nil {
+		return c, err
+	}
+	return c, documents[0].Locate(c.Validate(), "")
+}
+
+// Validate checks everything that can be checked without touching the host, as
+// state.FieldErrors.
+func (c Config) Validate() error {
+	var errs []error
+	wrong := func(field, value, expected string) {
+		found := "missing"
+		if value != "" {
+			found = "value " + state.Quote(value)
+		}
+		errs = append(errs, state.FieldError{Field: field, Found: found, Expected: expected})
+	}
+	if host, port, err := net.SplitHostPort(c.Listen); err != nil || !isPort(port) || host != "" && net.ParseIP(host) == nil {
+		wrong("listen", c.Listen, `an address of this host and a port, such as ":9443" or "10.0.0.1:9443"`)
+	}
+	if !c.TLS.Insecure {
+		for field, file := range map[string]string{"tls.cert": c.TLS.Cert, "tls.key": c.TLS.Key} {
+			if file == "" {
+				wrong(field, file, "a file, or tls.insecure: true")
+			}
+		}
+	}
+	scheme := "https"
+	if c.Etcd.Insecure {
+		scheme = "http"
+	}
+	if len(c.Etcd.Endpoints) == 0 {
+		wrong("etcd.endpoints", "", "at least one URL")
+	}
+	for i, endpoint := range c.Etcd.Endpoints {
+		if u, err := url.Parse(endpoint); err != nil || u.Scheme != scheme || u.Port() == "" || strings.Trim(u.Path, "/") != "" {
+			wrong(fmt.Sprintf("etcd.endpoints[%d]", i), endpoint, scheme+"://HOST:PORT"+map[bool]string{false: ", or etcd.insecure: true and http://", true: ", or no etcd.insecure"}[c.Etcd.Insecure])
+		}
+	}
+	if (c.Etcd.Cert == "") != (c.Etcd.Key == "") {
+		wrong("etcd.cert", c.Etcd.Cert, "etcd.cert and etcd.key, or none of the two")
+	}
+	return errors.Join(errs...)
+}
+
+func isPort(text string) bool {
+	_, err := strconv.ParseUint(text, 10, 16)
+	return err == nil
+}
+
+// store is how etcd is reached.
+func (e Etcd) store() (store.Config, error) {
+	c := store.Config{Endpoints: e.Endpoints}
+	if e.Insecure {
+		return c, nil
+	}
+	if e.Key != "" {
+		if err := store.CheckSecret(e.Key); err != nil {
+			return c, fmt.Errorf("field etcd.key: %w", err)
+		}
+	}
+	var err error
+	if c.TLS, err = store.TLS(e.CA, e.Cert, e.Key); err != nil {
+		return c, fmt.Errorf("fields etcd.ca, etcd.cert and etcd.key: %w", err)
+	}
+	return c, nil
+}
+
+// server is what the API is served with; nil where TLS is off.
+func (t TLS) server() (*tls.Config, error) {
+	if t.Insecure {
+		return nil, nil
+	}
+	if err := store.CheckSecret(t.Key); err != nil {
+		return nil, fmt.Errorf("field tls.key: %w", err)
+	}
+	certificate, err := store.ClientCertificate(t.Cert, t.Key)
+	if err != nil {
+		return nil, fmt.Errorf("fields tls.cert and tls.key: %w", err)
+	}
+	c := &tls.Config{
+		MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"},
+		// A renewed certificate needs no restart.
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			return certificate(&tls.CertificateRequestInfo{})
+		},
+	}
+	if t.ClientCA != "" {
+		if c.ClientCAs, err = store.CertPool(t.ClientCA); err != nil {
+			return nil, fmt.Errorf("field tls.client_ca: %w", err)
+		}
+		c.ClientAuth = tls.VerifyClientCertIfGiven
+	}
+	return c, nil
+}

@@ -1,0 +1,98 @@
+package api
+
+import (
+	"context"
+
+	"connectrpc.com/connect"
+	"go.uber.org/zap"
+
+	"github.com/medway-lb/medway/coordinator/internal/auth"
+	"github.com/medway-lb/medway/coordinator/internal/switchover"
+	"github.com/medway-lb/medway/pkg/plan"
+
+	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
+)
+
+func checkNames(names []string) (out []plan.CheckName) {
+	for _, name := range names {
+		out = append(out, plan.CheckName(name))
+	}
+	return out
+}
+
+func order(r *medwayv1.SwitchRequest, who auth.Identity) switchover.Order {
+	return switchover.Order{VIP: r.Vip, From: r.From, To: r.To, By: who.Name, Reason: r.Reason, Force: checkNames(r.Force)}
+}
+
+// Preflight looks whether a switchover would be carried out.
+func (s *Server) Preflight(ctx context.Context, r *connect.Request[medwayv1.SwitchRequest]) (*connect.Response[medwayv1.PreflightResponse], error) {
+	who, err := may(ctx, auth.Viewer, r.Msg.Vip)
+	if err != nil {
+		return nil, err
+	}
+	o := order(r.Msg, who)
+	checks, err := s.config.Engine.Preflight(ctx, o)
+	if err != nil {
+		return nil, problem(err)
+	}
+	return connect.NewResponse(&medwayv1.PreflightResponse{
+		Checks: switchover.ChecksOf(checks, o.Force), Ok: len(plan.Refusing(checks, o.Force)) == 0,
+	}), nil
+}
+
+// Switch begins a planned switchover.
+func (s *Server) Switch(ctx context.Context, r *connect.Request[medwayv1.SwitchRequest]) (*connect.Response[medwayv1.Switchover], error) {
+	who, err := may(ctx, auth.Operator, r.Msg.Vip)
+	if err != nil {
+		return nil, err
+	}
+	record, err := s.config.Engine.Start(ctx, order(r.Msg, who))
+	if err != nil {
+		return nil, problem(err)
+	}
+	s.log.Info("a switchover begins", zap.String("vip", r.Msg.Vip), zap.String("from", r.Msg.From), zap.String("to", r.Msg.To),
+		zap.String("by", who.Name), zap.String("reason", r.Msg.Reason), zap.Strings("force", r.Msg.Force))
+	return connect.NewResponse(record), nil
+}
+
+// Cancel has a switchover go back.
+func (s *Server) Cancel(ctx context.Context, r *connect.Request[medwayv1.CancelRequest]) (*connect.Response[medwayv1.CancelResponse], error) {
+	who, err := may(ctx, auth.Operator, r.Msg.Vip)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.config.Engine.Cancel(ctx, r.Msg.Vip, who.Name, r.Msg.Reason); err != nil {
+		return nil, problem(err)
+	}
+	s.log.Info("a switchover is cancelled", zap.String("vip", r.Msg.Vip), zap.String("by", who.Name), zap.String("reason", r.Msg.Reason))
+	return connect.NewResponse(&medwayv1.CancelResponse{}), nil
+}
+
+// Evacuate begins to move all VIPs of a site away.
+func (s *Server) Evacuate(ctx context.Context, r *connect.Request[medwayv1.EvacuateRequest]) (*connect.Response[medwayv1.Evacuation], error) {
+	who, err := may(ctx, auth.Operator, "")
+	if err != nil {
+		return nil, err
+	}
+	record, err := s.config.Engine.Evacuate(ctx, switchover.Evacuation{
+		Site: r.Msg.Site, To: r.Msg.To, By: who.Name, Reason: r.Msg.Reason, Force: checkNames(r.Msg.Force),
+	})
+	if err != nil {
+		return nil, problem(err)
+	}
+	s.log.Info("an evacuation begins", zap.String("site", r.Msg.Site), zap.String("by", who.Name), zap.String("reason", r.Msg.Reason))
+	return connect.NewResponse(record), nil
+}
+
+// CancelEvacuation stops an evacuation.
+func (s *Server) CancelEvacuation(ctx context.Context, r *connect.Request[medwayv1.CancelEvacuationRequest]) (*connect.Response[medwayv1.CancelResponse], error) {
+	who, err := may(ctx, auth.Operator, "")
+	if err != nil {
+		return nil, err
+	}
+	if err := s.config.Engine.CancelEvacuation(ctx, r.Msg.Site, who.Name, r.Msg.Reason); err != nil {
+		return nil, problem(err)
+	}
+	s.log.Info("an evacuation is cancelled", zap.String("site", r.Msg.Site), zap.String("by", who.Name), zap.String("reason", r.Msg.Reason))
+	return connect.NewResponse(&medwayv1.CancelResponse{}), nil
+}
