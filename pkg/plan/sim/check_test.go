@@ -25,6 +25,7 @@ type watched struct {
 	// Since when without a break, as the node sees it; 0: not now.
 	quietFrom, coveredFrom, arrivingFrom, settlingFrom int64
 	unfitFrom, outrankedFrom                           int64
+	sawWarm                                            int64    // when it saw a warm node last; 0: never
 	settled                                            [3]int64 // target, lock, pause
 	wasRole                                            plan.Role
 	owned                                              int64 // revision of the site's owner that it was last
@@ -124,6 +125,9 @@ func (w *world) checkStep(n *node, in plan.Input, before plan.Memory, d plan.Dec
 	}
 
 	w.checkWaits(n, in, was, d, line, serves)
+	if in.Withdraw != nil && in.Withdraw.KeepOwnership {
+		w.checkHandOver(n, in, was, d)
+	}
 
 	// S4: who acts as the owner is the one that the key names.
 	if in.Fresh && (d.Role == plan.Unconfirmed || d.Role == plan.BackupOwner || d.Claim != nil && d.Claim.Lowering) {
@@ -179,6 +183,39 @@ func (w *world) anyAble(n *node, s *state.Snapshot, ofSite bool) bool {
 	return false
 }
 
+// checkHandOver is when a node that stops may leave a VIP to others.
+func (w *world) checkHandOver(n *node, in plan.Input, was state.MED, d plan.Decision) {
+	s, name := in.Snapshot, n.self.Name
+	line := state.MED(plan.LadderOf(s, vip).Active)
+	owner, leased := s.Owner(n.self.Site, vip)
+	rightful := leased && owner.Node == name && owner.Lease == in.Lease && s.Targets[vip].Site == n.self.Site
+	switch {
+	case !n.fresh(w.now):
+		w.violated("R7", "%s stops and hands over, though etcd can't be reached", name)
+	case was != state.NoMED && d.MED == state.NoMED && n.wasRole != plan.Withdrawing:
+		w.violated("R6", "%s stops and falls silent from %s at once", name, was)
+	case d.Resign:
+		w.violated("R9", "%s stops and gives its ownership up", name)
+	case !w.anyAble(n, s, false):
+		w.violated("S2", "%s stops and hands over, though no other node could serve", name)
+	}
+	for _, other := range w.names {
+		if c := s.Claims[state.ClaimKey{Node: other, VIP: vip}]; rightful && other != name && c.Revision != 0 && (c.Bad || below(c.MED, line)) {
+			w.violated("S1", "%s stops and hands over, and the traffic goes to %s, which claims %s", name, other, c.MED)
+		}
+	}
+}
+
+// checkHandedOver: whoever has handed over is not needed by any router.
+func (w *world) checkHandedOver(n *node) {
+	if len(n.link.held) > 0 {
+		w.violated("R3", "%s has handed over, but a router may hold its MED %s", n.self.Name, n.link.lowest())
+	}
+	if c := w.store.now().Claims[state.ClaimKey{Node: n.self.Name, VIP: vip}]; c.Revision != 0 && below(c.MED, w.line()) && !n.edited {
+		w.violated("S5", "%s has handed over, but claims %s", n.self.Name, c.MED)
+	}
+}
+
 // checkWaits is R5 and R6: what has to last for how long before a node moves.
 func (w *world) checkWaits(n *node, in plan.Input, was state.MED, d plan.Decision, line state.MED, serves bool) {
 	s := in.Snapshot
@@ -216,15 +253,19 @@ func (w *world) checkWarm(n *node, s *state.Snapshot, fresh, cold bool) {
 	}
 	warm := !fresh
 	for _, other := range w.names {
-		a, alive := s.Alive[other]
-		warm = warm || other != n.self.Name && alive && !a.Cold
+		if a, alive := s.Alive[other]; other != n.self.Name && alive && !a.Cold {
+			warm = true
+			if fresh {
+				n.sawWarm = w.now
+			}
+		}
 	}
-	gone := n.warmAt == 0 || w.now-n.warmAt >= hold+ttl
+	gone := n.sawWarm == 0 || w.now-n.sawWarm >= hold+ttl
 	if cold && !warm && gone {
 		w.violated("R9", "%s stays cold though no warm node is left", n.self.Name)
 	}
 	if !cold && !warm && !gone && w.now-n.lostAt < keepalive {
-		w.violated("R9", "%s counts as warm %d ms after a warm node was there", n.self.Name, w.now-n.warmAt)
+		w.violated("R9", "%s counts as warm %d ms after a warm node was there", n.self.Name, w.now-n.sawWarm)
 	}
 	if !cold && warm && !n.parity && w.now-n.lostAt < keepalive {
 		w.violated("R9", "%s counts as warm %d ms after its table was lost", n.self.Name, w.now-n.lostAt)
@@ -264,7 +305,7 @@ func (w *world) watchSwitch(n *node) {
 // checkSwitch is R10 for a decision to switch.
 func (w *world) checkSwitch(n *node, in plan.Input, x plan.Switch) {
 	s := in.Snapshot
-	name, target := n.self.Name, s.Targets[vip]
+	name, target, line := n.self.Name, s.Targets[vip], state.MED(plan.LadderOf(s, vip).Active)
 	_, locked := s.Locks[vip]
 	owner, ok := s.Owner(n.self.Site, vip)
 	switch {
@@ -286,7 +327,7 @@ func (w *world) checkSwitch(n *node, in plan.Input, x plan.Switch) {
 		w.violated("R10", "%s switches %d ms after the VIP's packets began to come", name, w.now-n.arrivingFrom)
 	}
 	for _, other := range w.nodes {
-		if c := s.Claims[state.ClaimKey{Node: other.self.Name, VIP: vip}]; c.Revision != 0 && other.site == n.site && (c.Bad || below(c.MED, w.line())) {
+		if c := s.Claims[state.ClaimKey{Node: other.self.Name, VIP: vip}]; c.Revision != 0 && other.site == n.site && (c.Bad || below(c.MED, line)) {
 			w.violated("R10", "%s switches though %s still serves", name, other.self.Name)
 		}
 	}
@@ -331,6 +372,14 @@ func (w *world) checkTransaction(x *write, before entry, owner int64, locked, pa
 	case ownerWrite:
 		if before.value != nil && before.lease != 0 && !before.malformed && string(before.value) != string(w.owners[x.node]) {
 			w.violated("S4", "%s takes the ownership %s that is another's", name, before.value)
+		}
+	case forgetWrite:
+		w.count(forgotten)
+		switch {
+		case w.store.present[keyAlive+keyID(x.node)].value != nil:
+			w.violated("R11", "%s is forgotten, and lives", name)
+		case before.revision != x.claim.ClaimRevision:
+			w.violated("R11", "%s is forgotten, and its claim %s is not the one that was seen", name, before.value)
 		}
 	case switchWrite:
 		w.switched++
@@ -459,7 +508,7 @@ func (w *world) unclaimed(n *node, now *state.Snapshot) (state.MED, state.Claim,
 // of the old one mean nothing in it.
 func (w *world) onNewLadder(now *state.Snapshot) bool {
 	for _, n := range w.nodes {
-		if _, _, ok := w.unclaimed(n, now); !ok || n.up && (!n.fromStore || n.decidedOn < w.reladdered) || !n.up && len(n.link.held) > 0 {
+		if _, _, ok := w.unclaimed(n, now); !ok || n.up && (!n.fromStore || n.decidedOn < w.reladdered) || !n.up && (len(n.link.held) > 0 || n.disk < w.reladdered) {
 			return false
 		}
 		if n.up && (n.link.pending || len(n.link.held) > 1) {

@@ -23,6 +23,14 @@ const (
 	ladderChanged
 	lockRemoved
 	forgotten
+	forgetRefused
+	forgetEnded
+	backAfterForget
+	handedOver
+	keptOverStop
+	handOverCutShort
+	leaseResumed
+	restarted
 	switchedAutomatically
 	leftTheLine
 	rightfulLowest
@@ -39,7 +47,9 @@ var counterNames = map[counter]string{
 	guardFailedOwner: "guard failed: owner", guardFailedLock: "guard failed: lock or pause",
 	lostButMade: "outcome unknown: was made", lostNotYetMade: "outcome unknown: not yet made", madeLate: "made late",
 	resumed: "resumed by hand", sawMalformed: "saw a malformed value", vipDeleted: "VIP deleted", vipPutAgain: "VIP put again",
-	ladderChanged: "ladder changed", lockRemoved: "lock removed", forgotten: "claim forgotten",
+	ladderChanged: "ladder changed", lockRemoved: "lock removed", forgotten: "claim forgotten", forgetRefused: "guard failed: forget", forgetEnded: "forget ended: the node lives", backAfterForget: "back at the line after a forget",
+	handedOver: "handed over", keptOverStop: "stopped, and routers keep its route", handOverCutShort: "hand-over cut short",
+	leaseResumed: "lease resumed", restarted: "restarted together, unnoticed",
 	switchedAutomatically: "switched automatically", leftTheLine: "left the line",
 	rightfulLowest: "S1 held for the rightful node", settledOnLadder: "settled on the ladder",
 	settledInPart: "settled with faults left", madeBeforeBroken: "switched over, make before break",
@@ -90,4 +100,12 @@ const (
 	glueSessionsUncompared glue = "sessions-uncompared"
 	glueAlwaysFresh        glue = "always-fresh"
 	glueLateAnswer         glue = "late-answer-taken"
+	// A node that stops hands over before others can see that it goes, or never says so.
+	glueStopsUnheard glue = "stops-unheard"
+	glueStopsUnsaid  glue = "stops-unsaid"
+	// A person's forget does not wait, or looks or guards less than it should.
+	glueForgetEarly     glue = "forget-early"
+	glueForgetUnwatched glue = "forget-unwatched"
+	glueForgetClaim     glue = "forget-claim-unguarded"
+	glueForgetAlive     glue = "forget-alive-unguarded"
 )

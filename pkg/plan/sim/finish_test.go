@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/medway-lb/medway/pkg/state"
@@ -69,12 +70,18 @@ func (w *world) finish(end ending) {
 	switch {
 	case len(troubled) > 0:
 		w.settleInPart(troubled)
+		if end.forget && w.fail == "" {
+			w.letGo(troubled)
+		}
 		return
 	case !w.settles():
 		return
 	}
 	w.count(settledOnLadder)
-	if end.switchover {
+	if end.stops != 0 {
+		w.restart(end.stops)
+	}
+	if end.switchover && w.fail == "" {
 		w.switchOver((siteOf(w.target) + 1) % len(w.sites))
 	}
 	if end.death && w.fail == "" {
@@ -86,6 +93,9 @@ func (w *world) finish(end ending) {
 func (w *world) mend(n *node) {
 	n.broken, n.deaf, n.withdrawn, n.deafTo = false, false, false, 0
 	w.cut(n, false)
+	if n.stopping {
+		w.end(n)
+	}
 	if !n.up {
 		w.start(n, false)
 	}
@@ -242,6 +252,40 @@ func (w *world) settleInPart(troubled map[*node]trouble) {
 	w.count(settledInPart)
 }
 
+// letGo: once all who are dead were forgotten, the target's owner is back at the line.
+func (w *world) letGo(troubled map[*node]trouble) {
+	claimed := false
+	for n, how := range troubled {
+		if how != dead {
+			return
+		}
+		c, ok := w.store.now().Claims[state.ClaimKey{Node: n.self.Name, VIP: vip}]
+		claimed = claimed || ok && below(c.MED, w.line())
+	}
+	for n := range troubled {
+		w.forgets[n.index] = forgetting{}
+		w.forget(n, 0)
+	}
+	if !claimed {
+		return
+	}
+	for i := 0; ; i++ {
+		w.round()
+		owner, _ := w.store.now().Owner(w.target, vip)
+		at := slices.IndexFunc(w.nodes, func(n *node) bool { return n.self.Name == owner.Node })
+		switch {
+		case w.fail != "":
+			return
+		case at >= 0 && w.nodes[at].link.told == w.line():
+			w.count(backAfterForget)
+			return
+		case i == rounds:
+			w.violated("R11", "the owner of %s is not back at the line though all who are dead were forgotten: %s", w.target, w.standing())
+			return
+		}
+	}
+}
+
 // switchOver is a person's planned switchover with all well: at every moment
 // some node at or below the line is held by every router (R6), and nobody's
 // route changes more often than it has to.
@@ -272,6 +316,82 @@ func (w *world) switchOver(site int) {
 		}
 	}
 	w.count(madeBeforeBroken)
+}
+
+// restart has agents stop, all at once, and start again when all have. Meanwhile
+// every router has a route, other nodes announce what they did, and who owned a
+// site owns it afterwards.
+func (w *world) restart(stops int) {
+	if w.automatic {
+		w.store.put(entry{key: keyLock, value: lockValue}) // the traffic of a site that stops comes to another
+	}
+	owners := [maxSites]int64{}
+	for site := range owners {
+		owners[site] = w.store.present[keyOwner+keyID(site)].revision
+	}
+	left, cut := 0, w.happened[handOverCutShort]
+	for i, n := range w.nodes {
+		n.changes = 0
+		if stops&(1<<i) != 0 {
+			w.tell(n)
+			left++
+		}
+	}
+	for range 2 { // others don't hear of it yet
+		for _, n := range w.nodes {
+			if n.stopping {
+				w.step(n)
+				n.link.flush(w.now)
+			}
+		}
+		w.pass(settle)
+		w.announced()
+	}
+	for i := 0; left > 0 || !w.onLadder(); i++ {
+		for j, n := range w.nodes {
+			was := n.up
+			w.turn(n, 12, 0)
+			if was && !n.up {
+				left--
+			}
+			w.announced()
+			if stops&(1<<j) == 0 && n.changes > 0 {
+				w.violated("S5", "%s moves, and others restart: %s", n.self.Name, w.standing())
+			}
+		}
+		w.pass(100)
+		w.announced()
+		for j, n := range w.nodes {
+			if left == 0 && stops&(1<<j) != 0 && !n.up {
+				w.start(n, false)
+			}
+		}
+		switch {
+		case w.happened[handOverCutShort] > cut:
+			w.violated("S5", "a hand-over is cut short though all is well: %s", w.standing())
+		case i >= handOverTime/100:
+			w.violated("S5", "the restart does not end: %s", w.standing())
+		}
+		if w.fail != "" {
+			return
+		}
+	}
+	for site := range w.sites {
+		if w.store.present[keyOwner+keyID(site)].revision != owners[site] {
+			w.violated("R9", "%s has another owner after a restart: %s", siteNames[site], w.standing())
+		}
+	}
+	w.count(restarted)
+}
+
+// announced demands that every router has a route.
+func (w *world) announced() {
+	for _, n := range w.nodes {
+		if n.link.surely(w.now) != state.NoMED {
+			return
+		}
+	}
+	w.violated("S2", "some router may have no route: %s", w.standing())
 }
 
 // covered demands that every router has a route at or below the line.

@@ -18,6 +18,8 @@ const (
 	hold      = 3000
 	kept      = hold + 3000 // with the graceful restart time
 	retry     = 300
+	// handOverTime is the agent's limit for a hand-over.
+	handOverTime = 10_000
 	// The policy of automatic switchover.
 	arriveFor    = 1500
 	arriveSettle = 2500
@@ -31,6 +33,8 @@ const (
 	ownerWrite
 	switchWrite
 	kinds
+	// forgetWrite is a person's, of a node's claim.
+	forgetWrite = kinds
 )
 
 // write is a transaction on its way.
@@ -66,6 +70,7 @@ type node struct {
 	started int64 // number of the process
 	lease   int64
 	renewed int64
+	resumes int64 // the lease that the process before left on the disk
 
 	memory   plan.Memory
 	decided  bool // since the start of the process
@@ -79,6 +84,10 @@ type node struct {
 	// broken: the kernel differs from the plan. deaf: no session comes up.
 	// withdrawn by hand; at once: without the farewell.
 	broken, deaf, withdrawn, atOnce bool
+	// stopping: the agent was told to, at stopAt.
+	stopping bool
+	stopAt   int64
+	handed   bool // the process ended by its own will
 	// lostAt is when the connection table was found lost; 0: it is not. cold and
 	// unable are what the sign of life says.
 	lostAt       int64
@@ -109,15 +118,22 @@ func at(ms int64) time.Time { return time.UnixMilli(ms) }
 func (w *world) start(n *node, reboot bool) {
 	now := w.now
 	link, edited := n.link, n.edited
-	link.lose(now)
 	link.since, link.told = now, state.NoMED
 	w.processes++
+	resumes := n.lease
+	if resumes == 0 {
+		resumes = n.resumes
+	}
+	if reboot || !n.handed && w.processes%2 == 0 {
+		resumes = 0
+	}
 	*n = node{
 		started: w.processes,
 		index:   n.index, site: n.site, self: n.self, up: true, cut: n.cut, cutAt: n.cutAt, disk: n.disk, link: link,
 		broken: n.broken, deaf: n.deaf, withdrawn: n.withdrawn, atOnce: n.atOnce, deafTo: n.deafTo, lostAt: n.lostAt, parity: n.parity,
 	}
 	n.edited = edited
+	n.resumes = resumes
 	if reboot {
 		n.lostAt, n.warmAt, n.parity = now, 0, false
 	}
@@ -207,6 +223,9 @@ func (w *world) input(n *node, s *state.Snapshot) plan.Input {
 	if n.withdrawn {
 		in.Withdraw = &plan.Withdrawal{Reason: "by hand", Now: n.atOnce}
 	}
+	if n.stopping && in.Withdraw == nil && n.decided && !w.unheard(n, s, in.Fresh) {
+		in.Withdraw = plan.HandOver(in, vip)
+	}
 	if n.lostAt != 0 {
 		if in.Fresh && len(plan.WarmPeers(s, n.self)) > 0 {
 			n.warmAt = w.now
@@ -274,6 +293,33 @@ func (w *world) step(n *node) {
 	if d.Done && !n.assigned() {
 		n.memory = plan.Memory{} // the agent forgets the VIP
 	}
+	if n.stopping {
+		w.stops(n, in, d)
+	}
+}
+
+// unheard says whether a node that stops waits until others can see that.
+func (w *world) unheard(n *node, s *state.Snapshot, fresh bool) bool {
+	return fresh && plan.Heard(s, n.self.Name) && w.glue != glueStopsUnheard
+}
+
+// stops ends the process once all is handed over, or nothing is to be, or in time.
+func (w *world) stops(n *node, in plan.Input, d plan.Decision) {
+	gives := in.Withdraw != nil && in.Withdraw.KeepOwnership
+	waits := in.Withdraw == nil && w.unheard(n, in.Snapshot, in.Fresh) || gives && !d.Done
+	switch {
+	case waits && w.now-n.stopAt < handOverTime:
+		return
+	case waits:
+		w.count(handOverCutShort)
+	case gives:
+		w.count(handedOver)
+		w.checkHandedOver(n)
+	default:
+		w.count(keptOverStop)
+	}
+	w.end(n)
+	n.handed = true
 }
 
 func (w *world) sendClaim(n *node, c plan.ClaimWrite) {
@@ -350,6 +396,9 @@ func (w *world) apply(x *write) {
 	owner, target := w.store.present[keyOwner+keyID(w.nodes[x.node].site)].revision, w.store.present[keyTarget]
 	committed, failed := w.store.commit(x.guards, x.entries)
 	if !committed {
+		if x.kind == forgetWrite {
+			w.count(forgetRefused)
+		}
 		w.countGuard(failed)
 		return
 	}
@@ -412,12 +461,17 @@ func (w *world) renew(n *node) {
 	if !n.up || n.cut || !n.fresh(w.now) {
 		return
 	}
-	if n.lease == 0 || !w.store.leases[n.lease].alive {
+	switch {
+	case n.lease != 0 && w.store.leases[n.lease].alive:
+	case n.resumes != 0 && w.store.leases[n.resumes].alive:
+		n.lease = n.resumes
+		w.count(leaseResumed)
+	default:
 		n.lease = w.store.grant(n.index)
 	}
 	n.renewed = w.now
 	kind := 0
-	if n.link.up {
+	if n.link.up && (!n.stopping || w.glue == glueStopsUnsaid) {
 		kind |= 1
 	}
 	if n.unable {

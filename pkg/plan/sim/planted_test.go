@@ -108,6 +108,23 @@ var mutations = []mutation{
 	{"plan/warmth.go", `counts == nil {`, `counts == nil && !planted("r9-parity-unknown") {`},
 	{"plan/warmth.go", `if a, alive := s.Alive[p.name]; alive && !a.Cold {`, `if a, alive := s.Alive[p.name]; (alive || planted("r9-warm-and-dead")) && (!a.Cold || planted("r9-cold-is-no-warm-peer")) {`},
 
+	// The hand-over of an agent that stops.
+	{
+		"plan/handover.go", `if !in.Fresh || v.unsettled() != "" || rightful && (v.lowest != state.NoMED || v.badClaim != "") {`,
+		`if !in.Fresh && !planted("handover-fresh") || v.unsettled() != "" ||
+			rightful && (v.lowest != state.NoMED && !planted("handover-above-a-claim") || v.badClaim != "" && !planted("handover-bad-claim")) {`,
+	},
+	{"plan/handover.go", `n == in.Self.Name || !Able(in.Snapshot, n, vip)`, `n == in.Self.Name || !Able(in.Snapshot, n, vip) && !planted("handover-able")`},
+	{"plan/handover.go", `if to == "" {`, `if to == "" && !planted("handover-to-nobody") {`},
+	{"plan/withdraw.go", `Resign: !v.Withdraw.KeepOwnership &&`, `Resign: (!v.Withdraw.KeepOwnership || planted("handover-resigns")) &&`},
+	{"plan/withdraw.go", `owned := !v.Withdraw.KeepOwnership &&`, `owned := (!v.Withdraw.KeepOwnership || planted("handover-never-done")) &&`},
+	{"plan/withdraw.go", `v.Now.Before(end) {
+		d.Role, d.MED, d.Farewell`, `v.Now.Before(end) && !planted("handover-no-farewell") {
+		d.Role, d.MED, d.Farewell`},
+	{"plan/withdraw.go", "if m.flushedSince.IsZero() {", "if m.flushedSince.IsZero() && !planted(\"handover-done-unflushed\") {"},
+	{"plan/withdraw.go", "if v.Now.Before(end) {\n		d.wake(end)\n		return\n	}\n	owned", "if v.Now.Before(end) && !planted(\"handover-done-unsettled\") && !planted(\"handover-done-unflushed\") {\n		d.wake(end)\n		return\n	}\n	owned"},
+	{"plan/withdraw.go", `d.Done = v.Fresh && v.claim.MED == state.NoMED &&`, `d.Done = v.Fresh && (v.claim.MED == state.NoMED || planted("handover-done-claimed")) &&`},
+
 	// R10: automatic switchover.
 	{
 		"plan/automatic.go", `if !policy.Enabled || locked || paused || !v.Fresh || !v.owns || !v.fit() || !v.hasTarget || v.target.Site == v.Self.Site ||`,
@@ -138,6 +155,7 @@ var glueFaults = []glue{
 	glueClaimUnguarded, glueTargetUnguarded, glueOwnerUnguarded, glueCampaignUnguarded,
 	glueSwitchTarget, glueSwitchOwner, glueSwitchLock, glueSwitchPause,
 	glueAlwaysFlushed, glueDownIsFlushed, glueSessionsUncompared, glueAlwaysFresh, glueLateAnswer,
+	glueStopsUnheard, glueStopsUnsaid, glueForgetEarly, glueForgetUnwatched, glueForgetClaim, glueForgetAlive,
 }
 
 // helper is the file that the build for these tests has in each package besides.

@@ -89,6 +89,16 @@ func (l *link) lose(now int64) {
 	l.before, l.sure, l.sureFrom = state.NoMED, state.NoMED, now
 }
 
+// restart ends the session, as a router sees it that helps a restart.
+func (l *link) restart(now int64) {
+	before, sure, from := l.before, l.sure, l.sureFrom
+	if from > now {
+		before, sure, from = state.NoMED, l.surely(now), now
+	}
+	l.lose(now)
+	l.before, l.sure, l.sureFrom = before, sure, from
+}
+
 // establish begins a session: all is sent anew, and what the router kept stays
 // until it has it.
 func (l *link) establish(now int64) {

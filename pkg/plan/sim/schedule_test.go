@@ -34,7 +34,7 @@ const (
 	opStart
 	opHeal
 	opFaults
-	opTarget = iota - 1
+	opTarget op = iota - 1
 	opSameTarget
 	opNoTarget
 	opBadTarget
@@ -61,6 +61,7 @@ const (
 	opParity
 	opDeaf
 	opForget
+	opStop
 	opNumber
 )
 
@@ -69,7 +70,7 @@ var opNames = [opNumber]string{
 	"target put", "the same target put again", "target deleted", "malformed target", "lease ended", "crash", "restart", "reboot", "cut off from etcd", "answer lost",
 	"owner's key put by hand", "owner's key deleted by hand", "malformed claim", "claim changed by hand",
 	"VIP deleted or put again", "malformed VIP", "another ladder", "session lost", "can't serve", "withdrawn by hand",
-	"drained", "locked by hand", "lock removed", "paused", "parity reached", "rates unknown", "forgotten",
+	"drained", "locked by hand", "lock removed", "paused", "parity reached", "rates unknown", "a person forgets a node", "told to stop",
 }
 
 // schedule is a world, what happens in it, and how it ends.
@@ -87,6 +88,10 @@ type ending struct {
 	faulty, how int
 	// switchover: a person's at the end. death: the target's site dies.
 	switchover, death bool
+	// stops are bits of nodes that are told to stop at once, and start again.
+	stops int
+	// forget: a person forgets those that stay dead.
+	forget bool
 }
 
 // generate makes the schedule of a seed.
@@ -127,9 +132,19 @@ func generate(seed uint64) schedule {
 		}
 		s.events[i] = e
 	}
+	if r.IntN(4) == 0 {
+		s.events = s.events[:r.IntN(2)*r.IntN(length)/2] // after nothing, or half of it at most
+		newScript(&s, r).play()
+	}
 	s.end = ending{target: r.IntN(len(s.sites)), switchover: r.IntN(8) == 0, death: s.automatic && r.IntN(4) == 0}
+	if r.IntN(8) == 0 {
+		s.end.stops = r.IntN(1 << nodes)
+	}
 	if !s.end.switchover && r.IntN(3) == 0 {
 		s.end.faulty, s.end.how = r.IntN(1<<nodes), r.IntN(1<<(2*maxNodes))
+		if s.end.forget = r.IntN(4) == 0; s.end.forget {
+			s.end.how = 0 // all dead
+		}
 	}
 	return s
 }
@@ -278,6 +293,7 @@ func (w *world) fault(o op, n *node, arg int) {
 	case opCrash, opRestart, opReboot:
 		if n.up && n.fromStore {
 			n.disk = n.seen - int64(arg/4)%max(1, n.seen-w.store.first+1)
+			n.disk = max(n.disk, min(n.seen, w.laddered)) // see opVIPBad
 		}
 		w.crash(n)
 		if o != opCrash {
@@ -348,7 +364,9 @@ func (w *world) fault(o op, n *node, arg int) {
 	case opDeaf:
 		n.deafTo = arg
 	case opForget:
-		w.forget(n)
+		w.forget(n, arg)
+	case opStop:
+		w.tell(n)
 	}
 }
 
@@ -397,6 +415,7 @@ func shrink(s schedule, g glue) schedule {
 		func(s *schedule) { s.automatic, s.end.death = false, false },
 		func(s *schedule) { s.preference = false },
 		func(s *schedule) { s.end.faulty = 0 },
+		func(s *schedule) { s.end.stops = 0 },
 		func(s *schedule) { s.end.switchover = false },
 		func(s *schedule) { s.end.death = false },
 	} {

@@ -38,20 +38,25 @@ func TestSchedules(t *testing.T) {
 	g := glue(*glueFlag)
 	if *seedFlag != 0 {
 		if w := generate(*seedFlag).run(g, func(line string) { t.Log(line) }); w.fail != "" {
-			report(t, *seedFlag, g)
+			report(t, *seedFlag, w, g)
 		}
 		return
 	}
 	defer debug.SetGCPercent(debug.SetGCPercent(400)) // worlds are small and short-lived
 	start := time.Now()
 	seed, stop := *fromFlag-1, *fromFlag-1+uint64(*manyFlag)
-	var next, failed atomic.Uint64
+	type failure struct {
+		seed uint64
+		w    *world
+	}
+	var next atomic.Uint64
+	var failed atomic.Pointer[failure]
 	next.Store(seed)
 	totals := make([]happened, runtime.GOMAXPROCS(0))
 	var wg sync.WaitGroup
 	for i := range totals {
 		wg.Go(func() {
-			for failed.Load() == 0 {
+			for failed.Load() == nil {
 				seed := next.Add(1)
 				if *forFlag == 0 && seed > stop || *forFlag != 0 && time.Since(start) > *forFlag {
 					next.Add(^uint64(0))
@@ -59,7 +64,7 @@ func TestSchedules(t *testing.T) {
 				}
 				w := generate(seed).run(g, nil)
 				if w.fail != "" {
-					failed.CompareAndSwap(0, seed)
+					failed.CompareAndSwap(nil, &failure{seed, w})
 				}
 				for c, n := range w.happened {
 					totals[i][c] += n
@@ -68,8 +73,8 @@ func TestSchedules(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if failed := failed.Load(); failed != 0 {
-		report(t, failed, g)
+	if failed := failed.Load(); failed != nil {
+		report(t, failed.seed, failed.w, g)
 		return
 	}
 	var total happened
@@ -90,15 +95,13 @@ func TestSchedules(t *testing.T) {
 	t.Logf("%d schedules in %s, seeds from %d%s", next.Load()-seed, time.Since(start).Round(time.Second/10), seed+1, text.String())
 }
 
-// report prints a schedule that breaks a promise, and the short form of it.
-func report(t *testing.T, seed uint64, g glue) {
+// report prints how a seed's schedule broke a promise in w, and the short form of it.
+func report(t *testing.T, seed uint64, w *world, g glue) {
 	t.Helper()
-	s := generate(seed)
-	w := s.run(g, nil)
 	if *briefFlag {
 		t.Fatalf("%s: %s (seed %d)", w.fail, w.why, seed)
 	}
-	short := shrink(s, g)
+	short := shrink(generate(seed), g)
 	var trace strings.Builder
 	short.run(g, func(line string) { trace.WriteString(line + "\n") })
 	t.Fatalf("%s: %s\n%s%sagain: go test ./pkg/plan/sim -run TestSchedules -v -sim.seed=%d", w.fail, w.why, short, trace.String(), seed)

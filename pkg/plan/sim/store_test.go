@@ -58,6 +58,8 @@ type store struct {
 	follower *state.Cache
 	history  []*state.Snapshot
 	first    int64
+	// lived are the revisions at which nodes' signs of life were put last.
+	lived [maxNodes]int64
 }
 
 type lease struct {
@@ -77,6 +79,9 @@ func (s *store) put(entries ...entry) {
 		s.present[e.key] = e
 		if e.value == nil {
 			s.present[e.key] = entry{}
+		}
+		if e.key >= keyAlive && e.key < keyDrain && e.value != nil {
+			s.lived[e.key-keyAlive] = s.revision
 		}
 		s.log = append(s.log, e)
 		s.take(s.follower, e)

@@ -40,12 +40,14 @@ type world struct {
 	// late are writes whose node knows their outcome no more: etcd makes them
 	// some time, or never.
 	late      []*write
+	forgets   [maxNodes]forgetting
 	processes int64
 	// target is what the target's key held last that was good.
 	target string
 	// reladdered: the ladder was changed and not all nodes are on the new one.
 	reladdered int64
-	twoLadders bool // there was more than one
+	twoLadders bool  // there was more than one
+	laddered   int64 // when the ladder was changed last
 	// switched counts automatic switchovers since the lock was removed last.
 	switched int
 	// excused is the revision up to which somebody had raised a claim by hand or
@@ -306,11 +308,24 @@ func (w *world) crash(n *node) {
 	if !n.up {
 		return
 	}
+	w.end(n)
+	n.link.lose(w.now)
+}
+
+// end ends a process in order: routers keep what it announces for a while.
+func (w *world) end(n *node) {
 	for k := range kinds {
 		w.giveUp(n, k)
 	}
-	n.up = false
-	n.link.lose(w.now)
+	n.up, n.stopping = false, false
+	n.link.restart(w.now)
+}
+
+// tell tells an agent to stop.
+func (w *world) tell(n *node) {
+	if n.up && !n.stopping {
+		n.stopping, n.stopAt = true, w.now
+	}
 }
 
 func (w *world) cut(n *node, cut bool) {
@@ -340,6 +355,7 @@ func (w *world) reladder(ladder int) {
 	w.store.put(entry{key: keyVIP, value: w.vipValue()})
 	w.vip = w.store.now().VIPs[vip]
 	w.reladdered, w.twoLadders = w.store.revision, true
+	w.laddered = w.reladdered
 	w.count(ladderChanged)
 }
 
@@ -352,12 +368,76 @@ func (w *world) unlock() {
 	}
 }
 
-// forget is a person's word that no router has a dead node's route (R11).
-func (w *world) forget(n *node) {
-	key := keyClaim + keyID(n.index)
-	if !n.up && len(n.link.held) == 0 && w.store.present[keyAlive+keyID(n.index)].value == nil && w.store.present[key].value != nil {
-		w.store.put(entry{key: key, value: claims[state.NoMED]})
-		w.count(forgotten)
+// forgetting is a person's forget of a node (R11), with its watch: from when,
+// and from which revision on.
+type forgetting struct{ from, revision int64 }
+
+// forget begins to forget a node whose host a person has switched off, or goes on
+// with that once routers can't have its routes any more.
+func (w *world) forget(n *node, arg int) {
+	f := &w.forgets[n.index]
+	claim, alive := keyClaim+keyID(n.index), keyAlive+keyID(n.index)
+	if f.from == 0 {
+		if n.up && arg&8 != 0 {
+			return
+		}
+		w.crash(n) // it is switched off
+		for id, l := range w.store.leases {
+			if l.node == n.index {
+				w.store.expire(int64(id)) // it has been off for long
+			}
+		}
+		if w.store.present[alive].value != nil {
+			return // somebody has put it by hand
+		}
+		*f = forgetting{w.now, w.store.revision}
+		if arg%4 != 0 {
+			return
+		}
+		w.pass(kept - settle)
+		if arg&16 != 0 { // somebody switches it on, and it dies again
+			w.start(n, false)
+			w.turn(n, 12, 0)
+			w.turn(n, 12, 0)
+			w.crash(n)
+			w.store.expire(n.lease)
+		}
+		w.pass(settle)
+	}
+	if w.now-f.from < kept && w.glue != glueForgetEarly {
+		return
+	}
+	came := w.store.lived[n.index] > f.revision
+	*f = forgetting{}
+	e := w.store.present[claim]
+	switch {
+	case came && w.glue != glueForgetUnwatched:
+		w.count(forgetEnded)
+		return
+	case w.store.present[alive].value != nil || e.value == nil || &e.value[0] == &claims[state.NoMED][0]:
+		return
+	}
+	guards := map[glue][]guard{glueForgetClaim: {{alive, 0}}, glueForgetAlive: {{claim, e.revision}}}[w.glue]
+	if guards == nil {
+		guards = []guard{{claim, e.revision}, {alive, 0}}
+	}
+	x := &write{
+		node: n.index, kind: forgetWrite, guards: guards, claim: plan.ClaimWrite{ClaimRevision: e.revision},
+		entries: []entry{{key: claim, value: claims[state.NoMED]}},
+	}
+	if arg&32 != 0 && !n.up { // it comes back at the last moment
+		w.start(n, false)
+		w.turn(n, 12, 0)
+		if arg&64 != 0 { // and dies again
+			w.turn(n, 12, 0)
+			w.crash(n)
+			w.store.expire(n.lease)
+		}
+	}
+	if arg%2 == 0 {
+		w.apply(x)
+	} else {
+		w.late = append(w.late, x)
 	}
 }
 
