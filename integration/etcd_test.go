@@ -281,7 +281,7 @@ func secrets(t *testing.T, l *lab.Lab) {
 		}
 		return err
 	})
-	if err != nil || len(keys) != 11 {
+	if err != nil || len(keys) != 15 {
 		t.Fatalf("%d keys, %v", len(keys), err)
 	}
 	read := 0
