@@ -116,7 +116,7 @@ func Decide(m Memory, in Input, vip string) (Memory, Decision) {
 	case d.Claim == nil:
 		d.Claim = v.tidyClaim(&m, &d)
 	}
-	d.Anew = v.anew(d.MED)
+	d.Anew = v.anew(m, d.MED)
 	if d.Claim != nil {
 		switch {
 		case m.Pending || !in.Fresh:

@@ -255,10 +255,13 @@ func (v view) floor(med state.MED) state.MED {
 }
 
 // anew says whether the claim was written under the store's epoch and covers a MED.
-func (v view) anew(med state.MED) bool {
+func (v view) anew(m Memory, med state.MED) bool {
 	floor := v.floor(med)
 	if v.claim.Revision == 0 {
-		return v.Withdraw != nil && floor == state.NoMED // no claim at all says the same
+		// No claim at all says the same as none, once no router has what was announced
+		// before: the process before may have claimed more.
+		gone := !m.flushedSince.IsZero() && !v.Now.Before(m.flushedSince.Add(v.Snapshot.Settings.Settle))
+		return v.Withdraw != nil && floor == state.NoMED && gone
 	}
 	covers := floor == state.NoMED || v.claim.MED != state.NoMED && v.claim.MED <= floor
 	return covers && !v.claim.Malformed && v.claim.Revision > v.Snapshot.Epoch.Revision
@@ -269,7 +272,7 @@ func (v view) anew(med state.MED) bool {
 // the one before it may have claimed more. So it waits, as R3 does, until routers
 // have what is announced now and nothing else.
 func (v view) claimAnew(m *Memory, d *Decision) *ClaimWrite {
-	if m.Pending || !v.Fresh || v.anew(d.MED) {
+	if m.Pending || !v.Fresh || v.anew(*m, d.MED) {
 		return nil
 	}
 	if m.flushedSince.IsZero() {

@@ -89,6 +89,9 @@ func (w *world) checkStep(n *node, in plan.Input, before plan.Memory, d plan.Dec
 	if !serves && d.MED != state.NoMED && d.MED != rung(n, s, false, in.Lease) {
 		w.violated("R9", "%s can't serve and announces %s", name, d.MED)
 	}
+	if w.restored {
+		w.checkHeld(n, in, was, d, line, serves)
+	}
 	fresh := n.fresh(w.now)
 	if !fresh && (d.Claim != nil || d.Campaign || d.Resign || d.Switch != nil) {
 		w.violated("R7", "%s writes though etcd can't be reached: %+v", name, d)
@@ -411,12 +414,12 @@ func (w *world) checkMalformed(n *node, before *state.Snapshot, from int64) {
 		}
 		seen = true
 	}
-	if !seen || !n.decided {
+	if !seen || !n.decided || n.hold != nil {
 		return
 	}
 	w.count(sawMalformed)
-	in := w.input(n, n.snapshot)
-	_, then := plan.Decide(n.memory, w.input(n, before), vip)
+	in := w.input(n, n.snapshot, false)
+	_, then := plan.Decide(n.memory, w.input(n, before, false), vip)
 	_, now := plan.Decide(n.memory, in, vip)
 	// A claim that may stand for anything leaves a node at its place above the line.
 	stays := n.memory.Announcing && now.MED == n.memory.Announced || now.MED == rung(n, in.Snapshot, in.CanServe && !in.Cold, in.Lease)
@@ -431,7 +434,7 @@ func (w *world) check() {
 		return
 	}
 	now := w.store.now()
-	if w.reladdered != 0 && !w.onNewLadder(now) {
+	if w.reladdered != 0 && !w.onNewLadder(now) || w.checkRestored(now) {
 		return
 	}
 	line := w.line()

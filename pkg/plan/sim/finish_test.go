@@ -33,8 +33,8 @@ func (w *world) finish(end ending) {
 		}
 		fine = fine || end.faulty&(1<<i) == 0 && n.site == end.target
 	}
-	if !fine || w.reladdered != 0 {
-		clear(troubled) // somebody has to be there for it, and all on one ladder
+	if !fine || w.reladdered != 0 || w.restored {
+		clear(troubled) // somebody has to be there for it, all on one ladder and in one epoch
 	}
 	if w.store.present[keyVIP].value == nil || w.store.present[keyVIP].malformed {
 		w.store.put(entry{key: keyVIP, value: w.vipValue()})
@@ -175,7 +175,7 @@ func (w *world) onLadder() bool {
 	s := w.store.now()
 	for _, n := range w.nodes {
 		owner, ok := s.Owner(n.self.Site, vip)
-		if !ok || w.preference && w.preferred(n) && owner.Node != n.self.Name {
+		if !ok || n.hold != nil || w.preference && w.preferred(n) && owner.Node != n.self.Name {
 			return false
 		}
 		want, claim := rung(n, s, true, n.lease), state.NoMED

@@ -32,6 +32,7 @@ const (
 	claimWrite kind = iota
 	ownerWrite
 	switchWrite
+	joinWrite // of the epoch, or of the node's joined
 	kinds
 	// forgetWrite is a person's, of a node's claim.
 	forgetWrite = kinds
@@ -66,6 +67,12 @@ type node struct {
 	snapshot          *state.Snapshot
 	own               *state.Cache
 	disk              int64
+	// generation is that of the store that the node knows, saved that of its disk.
+	generation, saved int
+	// restore is a restore that the process has found, hold what keeps the intent of
+	// before in force; nil: all is as ever.
+	restore *plan.Restore
+	hold    *plan.Hold
 
 	started int64 // number of the process
 	lease   int64
@@ -129,7 +136,7 @@ func (w *world) start(n *node, reboot bool) {
 	}
 	*n = node{
 		started: w.processes,
-		index:   n.index, site: n.site, self: n.self, up: true, cut: n.cut, cutAt: n.cutAt, disk: n.disk, link: link,
+		index:   n.index, site: n.site, self: n.self, up: true, cut: n.cut, cutAt: n.cutAt, disk: n.disk, saved: n.saved, generation: n.saved, link: link,
 		broken: n.broken, deaf: n.deaf, withdrawn: n.withdrawn, atOnce: n.atOnce, deafTo: n.deafTo, lostAt: n.lostAt, parity: n.parity,
 	}
 	n.edited = edited
@@ -141,22 +148,28 @@ func (w *world) start(n *node, reboot bool) {
 		n.cold = true
 	}
 	if n.cut {
-		n.own = w.store.disk(n.disk)
+		n.own = w.store.disk(n.saved, n.disk)
 		n.seen, n.snapshot, n.loaded = n.disk, n.own.Snapshot(), true
 		w.count(startedFromDisk)
 		return
+	}
+	if n.saved != w.store.generation() {
+		n.snapshot = w.store.disk(n.saved, n.disk).Snapshot()
 	}
 	w.list(n)
 }
 
 // list brings a node's snapshot to etcd's present, linearizably.
 func (w *world) list(n *node) {
+	if n.generation != w.store.generation() {
+		w.findRestore(n)
+	}
 	switch {
 	case n.own != nil:
 		w.store.list(n.own)
 		n.snapshot = n.own.Snapshot()
 	case w.store.anyMalformed():
-		n.own = w.store.disk(n.disk)
+		n.own = w.store.disk(n.saved, n.disk)
 		w.store.list(n.own)
 		n.snapshot = n.own.Snapshot()
 	default:
@@ -196,10 +209,10 @@ func (n *node) assigned() bool {
 	return ok
 }
 
-func (w *world) input(n *node, s *state.Snapshot) plan.Input {
+func (w *world) input(n *node, s *state.Snapshot, held bool) plan.Input {
 	in := plan.Input{
 		Snapshot: s, Self: n.self, Lease: n.leaseID(w.now), Fresh: n.fresh(w.now), CanServe: !n.broken,
-		Hold: hold * time.Millisecond, Now: at(w.now),
+		Hold: hold * time.Millisecond, Now: at(w.now), Restored: held,
 	}
 	switch {
 	case n.link.up:
@@ -257,7 +270,8 @@ func (w *world) step(n *node) {
 	if !n.up || !n.loaded || w.fail != "" {
 		return
 	}
-	in := w.input(n, n.snapshot)
+	s, held := n.look()
+	in := w.input(n, s, held)
 	n.link.looked = n.link.session
 	n.watchSettling(w.now)
 	if w.automatic {
@@ -267,6 +281,7 @@ func (w *world) step(n *node) {
 	var d plan.Decision
 	n.memory, d = plan.Decide(before, in, vip)
 	n.decided, n.decision = true, d
+	w.join(n, in, d)
 	n.cold, n.unable = in.Cold, !in.CanServe || n.withdrawn
 	n.wakeAt = 0
 	if !d.Wake.IsZero() {

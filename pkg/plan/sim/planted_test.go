@@ -111,7 +111,7 @@ var mutations = []mutation{
 	// The hand-over of an agent that stops.
 	{
 		"plan/handover.go", `if !in.Fresh || v.unsettled() != "" || rightful && (v.lowest != state.NoMED || v.badClaim != "") {`,
-		`if !in.Fresh && !planted("handover-fresh") || v.unsettled() != "" ||
+		`if !in.Fresh && !planted("handover-fresh") || v.unsettled() != "" && !planted("handover-unsettled") ||
 			rightful && (v.lowest != state.NoMED && !planted("handover-above-a-claim") || v.badClaim != "" && !planted("handover-bad-claim")) {`,
 	},
 	{"plan/handover.go", `n == in.Self.Name || !Able(in.Snapshot, n, vip)`, `n == in.Self.Name || !Able(in.Snapshot, n, vip) && !planted("handover-able")`},
@@ -142,6 +142,23 @@ var mutations = []mutation{
 	{"plan/automatic.go", `return mine >= policy.Floor && mine*100 >= all*float64(policy.Share)`, `return mine >= policy.Floor && (mine*100 >= all*float64(policy.Share) || planted("r10-share"))`},
 	{"plan/automatic.go", `alive && !known {`, `alive && !known && !planted("r10-rates-unknown") {`},
 
+	// R13: a store that was restored.
+	{"plan/restore.go", `case v.Restored:`, `case v.Restored && !planted("r13-found"):`},
+	{"plan/restore.go", `if len(waits) == 0 {`, `if len(waits) == 0 || planted("r13-joined") {`},
+	{"plan/restore.go", `return v.Withdraw != nil && floor == state.NoMED && gone`, `return v.Withdraw != nil && floor == state.NoMED && (gone || planted("r13-no-claim-and-gone"))`},
+	{
+		"plan/restore.go", `return covers && !v.claim.Malformed && v.claim.Revision > v.Snapshot.Epoch.Revision`,
+		`return (covers || planted("r13-covers")) && !v.claim.Malformed && (v.claim.Revision > v.Snapshot.Epoch.Revision || planted("r13-written-since"))`,
+	},
+	{
+		"plan/restore.go", "	if m.flushedSince.IsZero() {\n		d.wake(v.Now.Add(flushPoll))\n		return nil\n	}\n	if end := m.flushedSince.Add(v.Snapshot.Settings.Settle); v.Now.Before(end) {",
+		"	if m.flushedSince.IsZero() && !planted(\"r13-flushed\") {\n		d.wake(v.Now.Add(flushPoll))\n		return nil\n	}\n	if end := m.flushedSince.Add(v.Snapshot.Settings.Settle); v.Now.Before(end) && !planted(\"r13-settled\") && !planted(\"r13-flushed\") {",
+	},
+	{"plan/restore.go", `return &ClaimWrite{MED: v.floor(d.MED), ClaimRevision: v.claim.Revision}`, `return &ClaimWrite{MED: either("r13-claims-what-it-announces", state.NoMED, v.floor(d.MED)), ClaimRevision: v.claim.Revision}`},
+	{"plan/restore.go", `!v.leased && (d.Holds || d.MED != state.NoMED && d.MED <= v.line)) {`, `!v.leased && (d.Holds || planted("r13-ownership-stays") || d.MED != state.NoMED && d.MED <= v.line)) {`},
+	{"plan/restore.go", `n := max(epochNumber(found.Epoch), epochNumber(s.Epoch.Word)) + 1`, `n := either("r13-epoch-newer-than-known", 0, max(epochNumber(found.Epoch), epochNumber(s.Epoch.Word))) + 1`},
+	{"plan/restore.go", `held := s.WithOrders(h.before)`, `held := s.WithOrders(either("r13-intent-is-held", s, h.before))`},
+	{"plan/restore.go", `if found.Over(s) && allJoined(s, self) && allJoined(held, self) {`, `if found.Over(s) && (allJoined(s, self) && allJoined(held, self) || planted("r13-held-until-all-have-joined")) {`},
 	// R12: faults in keys.
 	{"plan/ladder.go", `case claim.Bad:`, `case claim.Bad && !planted("r12-bad-claim"):`},
 	{"plan/claim.go", `if m.WrittenRevision != 0 && v.claim.Revision != m.WrittenRevision &&`, `if !planted("r12-own-claim-mended") && m.WrittenRevision != 0 && v.claim.Revision != m.WrittenRevision &&`},
@@ -156,6 +173,7 @@ var glueFaults = []glue{
 	glueSwitchTarget, glueSwitchOwner, glueSwitchLock, glueSwitchPause,
 	glueAlwaysFlushed, glueDownIsFlushed, glueSessionsUncompared, glueAlwaysFresh, glueLateAnswer,
 	glueStopsUnheard, glueStopsUnsaid, glueForgetEarly, glueForgetUnwatched, glueForgetClaim, glueForgetAlive,
+	glueRestoreUnseen, glueMemoryOfOldStore, glueSavesWhileHeld, glueJoinsEarly, glueJoinUnguarded,
 }
 
 // helper is the file that the build for these tests has in each package besides.

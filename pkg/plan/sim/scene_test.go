@@ -20,6 +20,7 @@ type script struct {
 var scenes = []func(*script){
 	(*script).leaves, (*script).comesToTheLine, (*script).isForgotten, (*script).losesTable,
 	(*script).isSwitchedTo, (*script).hasNoClaim, (*script).stops, (*script).seesItsLast, (*script).losesAnswer,
+	(*script).isRestored, (*script).isRestored,
 }
 
 func newScript(s *schedule, r *rand.Rand) *script {
@@ -277,5 +278,45 @@ func (x *script) losesAnswer() {
 	}
 	x.do(opLate, x.next, x.any())
 	x.do(oneOf(x, opStep, opTurn), x.next, turnTo(12))
+	x.goOn(settle, x.all...)
+}
+
+// isRestored: much moves after a backup, and then that is all there is (R13). Nodes
+// come back to it one by one, some from their disk; people want something else.
+func (x *script) isRestored() {
+	if x.r.IntN(2) == 0 {
+		x.do(opTarget, x.next, x.site[x.next])
+		x.goOn(x.r.IntN(3*settle), x.all...)
+		if x.r.IntN(2) == 0 {
+			x.goOn(normalise+settle, x.all...)
+		}
+	}
+	if x.r.IntN(4) == 0 {
+		x.do(oneOf(x, opDrain, opLock, opUnlock, opPause, opNoTarget), x.lead, 0)
+		x.goOn(settle, x.all...)
+	}
+	for range 1 + x.r.IntN(2) {
+		back := uint16(x.r.IntN(40))
+		if x.r.IntN(2) == 0 {
+			back = uint16(x.r.IntN(8))
+		}
+		x.do(opRestore, x.lead, back<<6|x.any()&63)
+		for range x.r.IntN(4) {
+			switch n := oneOf(x, x.all...); x.r.IntN(6) {
+			case 0:
+				x.do(oneOf(x, opRestart, opReboot, opCrash), n, x.any())
+			case 1:
+				x.do(opTarget, n, x.site[n])
+			case 2:
+				x.do(oneOf(x, opBreak, opSession, opStop, opExpire), n, x.any())
+			default:
+				x.do(opHeal, n, 0)
+			}
+			x.goOn(x.r.IntN(settle), x.all...)
+		}
+		x.each(opStart, 0, x.all...)
+		x.each(opHeal, 0, x.all...)
+		x.goOn(x.r.IntN(3*settle), x.all...)
+	}
 	x.goOn(settle, x.all...)
 }

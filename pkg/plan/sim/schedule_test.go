@@ -62,6 +62,7 @@ const (
 	opDeaf
 	opForget
 	opStop
+	opRestore
 	opNumber
 )
 
@@ -70,7 +71,7 @@ var opNames = [opNumber]string{
 	"target put", "the same target put again", "target deleted", "malformed target", "lease ended", "crash", "restart", "reboot", "cut off from etcd", "answer lost",
 	"owner's key put by hand", "owner's key deleted by hand", "malformed claim", "claim changed by hand",
 	"VIP deleted or put again", "malformed VIP", "another ladder", "session lost", "can't serve", "withdrawn by hand",
-	"drained", "locked by hand", "lock removed", "paused", "parity reached", "rates unknown", "a person forgets a node", "told to stop",
+	"drained", "locked by hand", "lock removed", "paused", "parity reached", "rates unknown", "a person forgets a node", "told to stop", "etcd restored from a backup",
 }
 
 // schedule is a world, what happens in it, and how it ends.
@@ -291,7 +292,8 @@ func (w *world) fault(o op, n *node, arg int) {
 			}
 		}
 	case opCrash, opRestart, opReboot:
-		if n.up && n.fromStore {
+		if n.up && n.fromStore && (n.hold == nil || w.glue == glueSavesWhileHeld) {
+			n.saved = n.generation
 			n.disk = n.seen - int64(arg/4)%max(1, n.seen-w.store.first+1)
 			n.disk = max(n.disk, min(n.seen, w.laddered)) // see opVIPBad
 		}
@@ -367,6 +369,8 @@ func (w *world) fault(o op, n *node, arg int) {
 		w.forget(n, arg)
 	case opStop:
 		w.tell(n)
+	case opRestore:
+		w.restore(arg)
 	}
 }
 

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/medway-lb/medway/pkg/state"
 )
@@ -28,7 +29,9 @@ const (
 	keyAlive  = keyClaim + maxNodes
 	keyDrain  = keyAlive + maxNodes
 	keyNode   = keyDrain + maxNodes
-	keyNumber = keyNode + maxNodes
+	keyJoined = keyNode + maxNodes
+	keyEpoch  = keyJoined + maxNodes
+	keyNumber = keyEpoch + 1
 )
 
 // entry is a key as it stands after a revision.
@@ -58,6 +61,8 @@ type store struct {
 	follower *state.Cache
 	history  []*state.Snapshot
 	first    int64
+	// logs are those of the stores before this one: it was restored so many times.
+	logs [][]entry
 	// lived are the revisions at which nodes' signs of life were put last.
 	lived [maxNodes]int64
 }
@@ -137,6 +142,39 @@ func (s *store) expire(id int64) {
 	}
 }
 
+// generation numbers the stores: it is another one after each restore.
+func (s *store) generation() int { return len(s.logs) }
+
+// restore makes the store what it was at a revision. A lease that some key was bound
+// to then is there again, or not if leases are lost; later ones are unknown.
+func (s *store) restore(revision int64, lost bool) {
+	s.logs = append(s.logs, s.log)
+	s.log = slices.Clone(s.log[:slices.IndexFunc(s.log, func(e entry) bool { return e.revision > revision })])
+	s.present, s.lived = [keyNumber]entry{}, [maxNodes]int64{}
+	s.follower = state.NewCache()
+	for _, e := range s.log {
+		s.present[e.key] = e
+		if e.value == nil {
+			s.present[e.key] = entry{}
+		}
+		if e.key >= keyAlive && e.key < keyDrain && e.value != nil {
+			s.lived[e.key-keyAlive] = e.revision
+		}
+		s.take(s.follower, e)
+	}
+	s.follower.SetRevision(revision)
+	s.revision = revision
+	s.history = append(slices.Clone(s.history[:revision-s.first]), s.follower.Snapshot())
+	for id := range s.leases {
+		s.leases[id].alive = slices.ContainsFunc(s.present[:], func(e entry) bool { return e.lease == int64(id) && id != 0 })
+	}
+	for id := range s.leases {
+		if lost {
+			s.expire(int64(id))
+		}
+	}
+}
+
 // anyMalformed says whether a cache that is filled now could hold less than one
 // that has followed from the start.
 func (s *store) anyMalformed() bool {
@@ -165,11 +203,14 @@ func (s *store) list(c *state.Cache) {
 	c.SetRevision(s.revision)
 }
 
-// disk is what a node that saved at a revision finds on its disk: the last good
-// values, but no claims.
-func (s *store) disk(revision int64) *state.Cache {
-	c := state.NewCache()
-	for _, e := range s.log {
+// disk is what a node that saved at a revision of a store finds on its disk: the last
+// good values, but no claims.
+func (s *store) disk(generation int, revision int64) *state.Cache {
+	c, log := state.NewCache(), s.log
+	if generation < len(s.logs) {
+		log = s.logs[generation]
+	}
+	for _, e := range log {
 		if e.revision <= revision && (e.key < keyClaim || e.key >= keyAlive) {
 			s.take(c, e)
 		}

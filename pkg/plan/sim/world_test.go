@@ -48,6 +48,10 @@ type world struct {
 	reladdered int64
 	twoLadders bool  // there was more than one
 	laddered   int64 // when the ladder was changed last
+	// restored: the store was, and not all have joined its new epoch yet. joined are
+	// the epochs that all have joined.
+	restored bool
+	joined   map[string]bool
 	// switched counts automatic switchovers since the lock was removed last.
 	switched int
 	// excused is the revision up to which somebody had raised a claim by hand or
@@ -67,7 +71,7 @@ var siteNames = [maxSites]string{"dc1", "dc2", "dc3"}
 var lockValue = []byte(`{"since":"2026-01-01T00:00:00Z","reason":"automatic"}`)
 
 func newWorld(c setup) *world {
-	w := &world{setup: c, now: 100_000, owned: map[guard]string{}}
+	w := &world{setup: c, now: 100_000, owned: map[guard]string{}, joined: map[string]bool{"1-x": true}}
 	s := &w.store
 	s.follower, s.leases = state.NewCache(), make([]lease, 1)
 	name := func(key keyID, k state.Key) { s.names[key] = k.String() }
@@ -104,9 +108,12 @@ func newWorld(c setup) *world {
 			first = append(first, entry{key: keyNode + k, value: fmt.Appendf(nil,
 				`{"machine_id":"m%d","site":"%s","group":"g","ipv4":"%s","sync_address":"169.254.1.%d","schema":%d}`,
 				index, n.self.Site, n.self.IPv4, index+1, state.Schema)})
+			name(keyJoined+k, state.Key{Kind: state.KindJoined, A: n.self.Name})
+			first = append(first, entry{key: keyJoined + k, value: []byte("1-x")})
 		}
 	}
-	first = append(first, entry{key: keyVIP, value: w.vipValue()}, entry{key: keyTarget, value: []byte("dc1")})
+	name(keyEpoch, state.Key{Kind: state.KindEpoch})
+	first = append(first, entry{key: keyEpoch, value: []byte("1-x")}, entry{key: keyVIP, value: w.vipValue()}, entry{key: keyTarget, value: []byte("dc1")})
 	w.target = "dc1"
 	s.first = 1
 	s.put(first...)
@@ -333,6 +340,9 @@ func (w *world) cut(n *node, cut bool) {
 		n.cutAt = w.now
 	}
 	n.cut = cut
+	if !cut && n.up && n.fromStore && n.generation != w.store.generation() {
+		w.list(n) // its watch does not go on in another store
+	}
 }
 
 // deleteVIP deletes the VIP's key, or puts it again.
@@ -350,6 +360,11 @@ func (w *world) toggleVIP() {
 func (w *world) reladder(ladder int) {
 	if ladder == w.ladder || w.store.present[keyVIP].value == nil {
 		return
+	}
+	for _, n := range w.nodes {
+		if n.saved != w.store.generation() {
+			return // a disk of before a restore: see opVIPBad
+		}
 	}
 	w.ladder = ladder
 	w.store.put(entry{key: keyVIP, value: w.vipValue()})
@@ -424,6 +439,10 @@ func (w *world) forget(n *node, arg int) {
 	x := &write{
 		node: n.index, kind: forgetWrite, guards: guards, claim: plan.ClaimWrite{ClaimRevision: e.revision},
 		entries: []entry{{key: claim, value: claims[state.NoMED]}},
+	}
+	if s := w.store.now(); plan.Joins(s, n.self.Name) {
+		x.guards = append(x.guards, guard{keyEpoch, s.Epoch.Revision})
+		x.entries = append(x.entries, entry{key: keyJoined + keyID(n.index), value: []byte(s.Epoch.Word)})
 	}
 	if arg&32 != 0 && !n.up { // it comes back at the last moment
 		w.start(n, false)
