@@ -31,6 +31,7 @@ const (
 	handOverCutShort
 	leaseResumed
 	restarted
+	diskLost
 	restoredEtcd
 	foundRestore
 	allJoined
@@ -53,7 +54,7 @@ var counterNames = map[counter]string{
 	ladderChanged: "ladder changed", lockRemoved: "lock removed", forgotten: "claim forgotten", forgetRefused: "guard failed: forget", forgetEnded: "forget ended: the node lives", backAfterForget: "back at the line after a forget",
 	handedOver: "handed over", keptOverStop: "stopped, and routers keep its route", handOverCutShort: "hand-over cut short",
 	leaseResumed: "lease resumed", restarted: "restarted together, unnoticed",
-	restoredEtcd: "etcd was restored", foundRestore: "a node found a restore", allJoined: "all joined the new epoch",
+	diskLost: "disk lost", restoredEtcd: "etcd was restored", foundRestore: "a node found a restore", allJoined: "all joined the new epoch",
 	switchedAutomatically: "switched automatically", leftTheLine: "left the line",
 	rightfulLowest: "S1 held for the rightful node", settledOnLadder: "settled on the ladder",
 	settledInPart: "settled with faults left", madeBeforeBroken: "switched over, make before break",
@@ -118,5 +119,4 @@ const (
 	glueMemoryOfOldStore glue = "memory-of-the-old-store"
 	glueSavesWhileHeld   glue = "saves-while-held"
 	glueJoinsEarly       glue = "joins-early"
-	glueJoinUnguarded    glue = "join-unguarded"
 )

@@ -142,13 +142,15 @@ var mutations = []mutation{
 	{"plan/automatic.go", `return mine >= policy.Floor && mine*100 >= all*float64(policy.Share)`, `return mine >= policy.Floor && (mine*100 >= all*float64(policy.Share) || planted("r10-share"))`},
 	{"plan/automatic.go", `alive && !known {`, `alive && !known && !planted("r10-rates-unknown") {`},
 
-	// R13: a store that was restored.
+	// R13: a store that was restored. That a claim covers what is announced matters
+	// where somebody has put another, and what people put is excused here; and a joined
+	// says by its word of which epoch it is.
 	{"plan/restore.go", `case v.Restored:`, `case v.Restored && !planted("r13-found"):`},
 	{"plan/restore.go", `if len(waits) == 0 {`, `if len(waits) == 0 || planted("r13-joined") {`},
 	{"plan/restore.go", `return v.Withdraw != nil && floor == state.NoMED && gone`, `return v.Withdraw != nil && floor == state.NoMED && (gone || planted("r13-no-claim-and-gone"))`},
 	{
 		"plan/restore.go", `return covers && !v.claim.Malformed && v.claim.Revision > v.Snapshot.Epoch.Revision`,
-		`return (covers || planted("r13-covers")) && !v.claim.Malformed && (v.claim.Revision > v.Snapshot.Epoch.Revision || planted("r13-written-since"))`,
+		`return covers && !v.claim.Malformed && (v.claim.Revision > v.Snapshot.Epoch.Revision || planted("r13-written-since"))`,
 	},
 	{
 		"plan/restore.go", "	if m.flushedSince.IsZero() {\n		d.wake(v.Now.Add(flushPoll))\n		return nil\n	}\n	if end := m.flushedSince.Add(v.Snapshot.Settings.Settle); v.Now.Before(end) {",
@@ -173,7 +175,7 @@ var glueFaults = []glue{
 	glueSwitchTarget, glueSwitchOwner, glueSwitchLock, glueSwitchPause,
 	glueAlwaysFlushed, glueDownIsFlushed, glueSessionsUncompared, glueAlwaysFresh, glueLateAnswer,
 	glueStopsUnheard, glueStopsUnsaid, glueForgetEarly, glueForgetUnwatched, glueForgetClaim, glueForgetAlive,
-	glueRestoreUnseen, glueMemoryOfOldStore, glueSavesWhileHeld, glueJoinsEarly, glueJoinUnguarded,
+	glueRestoreUnseen, glueMemoryOfOldStore, glueSavesWhileHeld, glueJoinsEarly,
 }
 
 // helper is the file that the build for these tests has in each package besides.

@@ -12,12 +12,11 @@ import (
 // longer than anybody takes what it knows for fresh.
 func (w *world) restore(arg int) {
 	s := &w.store
-	back := int64(arg>>6)%40 + 1
-	if back >= s.revision-s.first || w.twoLadders {
+	revision := max(s.first, s.revision-int64(arg>>6)%40-1)
+	switch {
+	case w.twoLadders, revision == s.revision:
 		return // PROTOCOL has one ladder for all
-	}
-	revision := s.revision - back
-	if v, ok := s.at(revision).VIPs[vip]; !ok || len(v.Groups) == 0 || s.present[keyVIP].value == nil || s.anyMalformed() || len(s.at(revision).Faults) > 0 {
+	case s.present[keyVIP].value == nil, s.anyMalformed(), len(s.at(revision).Faults) > 0:
 		return
 	}
 	cut := [maxNodes]bool{}
@@ -27,11 +26,8 @@ func (w *world) restore(arg int) {
 	}
 	w.pass(ttl / 2)
 	for _, n := range w.nodes {
-		switch {
-		case n.up && n.fromStore && n.hold == nil:
-			n.saved, n.disk = n.generation, n.seen // it has had the time
-		case n.disk == 0:
-			n.saved, n.disk = s.generation(), s.first
+		if n.hold == nil && (n.up && n.fromStore || n.disk == 0) {
+			n.saved, n.disk = n.generation, max(n.seen, s.first) // it has had the time
 		}
 	}
 	for _, n := range w.nodes {
@@ -99,9 +95,6 @@ func (w *world) join(n *node, in plan.Input, d plan.Decision) {
 		x.entries = []entry{{key: keyEpoch, value: []byte(e.Word)}}
 	} else if plan.Joins(s, n.self.Name) && in.Flushed && (d.Anew || w.glue == glueJoinsEarly) {
 		x.guards = []guard{{keyEpoch, s.Epoch.Revision}}
-		if w.glue == glueJoinUnguarded {
-			x.guards = nil
-		}
 		x.entries = []entry{{key: keyJoined + keyID(n.index), value: []byte(s.Epoch.Word)}}
 	} else {
 		return

@@ -291,9 +291,22 @@ func (x *script) isRestored() {
 			x.goOn(normalise+settle, x.all...)
 		}
 	}
-	if x.r.IntN(4) == 0 {
+	switch x.r.IntN(5) {
+	case 0:
 		x.do(oneOf(x, opDrain, opLock, opUnlock, opPause, opNoTarget), x.lead, 0)
 		x.goOn(settle, x.all...)
+	case 1: // what the backup lacks
+		x.do(opVIP, x.lead, 0)
+		x.goOn(x.r.IntN(500), x.all...)
+		x.do(opVIP, x.lead, 0)
+		x.goOn(3*settle, x.all...)
+	case 2: // whoever carries the traffic is silent soon, and has no claim in the backup
+		x.do(oneOf(x, opDrain, opWithdraw), x.lead, 1)
+		x.do(opRestore, x.lead, 63<<6)
+		x.do(oneOf(x, opRestart, opCrash), x.lead, 1)
+		x.each(opStart, 0, x.all...)
+		x.goOn(2*settle, x.all...)
+		return
 	}
 	for range 1 + x.r.IntN(2) {
 		back := uint16(x.r.IntN(40))
@@ -304,7 +317,7 @@ func (x *script) isRestored() {
 		for range x.r.IntN(4) {
 			switch n := oneOf(x, x.all...); x.r.IntN(6) {
 			case 0:
-				x.do(oneOf(x, opRestart, opReboot, opCrash), n, x.any())
+				x.do(oneOf(x, opRestart, opReboot, opCrash), n, x.any()|uint16(x.r.IntN(2)*3))
 			case 1:
 				x.do(opTarget, n, x.site[n])
 			case 2:

@@ -298,6 +298,11 @@ func (w *world) fault(o op, n *node, arg int) {
 			n.disk = max(n.disk, min(n.seen, w.laddered)) // see opVIPBad
 		}
 		w.crash(n)
+		if o == opReboot && arg%4 == 3 && !n.cut && (!w.restored || !w.joined[w.store.now().Epoch.Word]) {
+			// With another disk. Where no epoch says so it could not know of a restore.
+			n.saved, n.disk = w.store.generation(), 0
+			w.count(diskLost)
+		}
 		if o != opCrash {
 			w.start(n, o == opReboot)
 		}

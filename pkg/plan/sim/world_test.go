@@ -92,7 +92,7 @@ func newWorld(c setup) *world {
 	for site, count := range c.sites {
 		for i := range count {
 			index := len(w.nodes)
-			n := &node{index: index, site: site}
+			n := &node{index: index, site: site, disk: 1}
 			n.self = plan.Self{
 				Name: siteNames[site] + "-" + string(rune('a'+i)), Site: siteNames[site], Group: "g",
 				IPv4: netip.AddrFrom4([4]byte{192, 0, 2, byte(1 + index)}),
