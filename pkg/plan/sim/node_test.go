@@ -73,6 +73,7 @@ type node struct {
 	// before in force; nil: all is as ever.
 	restore *plan.Restore
 	hold    *plan.Hold
+	knewVIP bool // when it found the restore
 
 	started int64 // number of the process
 	lease   int64

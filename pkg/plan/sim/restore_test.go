@@ -62,6 +62,7 @@ func (w *world) findRestore(n *node) {
 	if n.hold == nil {
 		h := plan.NewHold(before)
 		n.hold = &h
+		_, n.knewVIP = before.VIPs[vip]
 	}
 	if w.glue != glueMemoryOfOldStore {
 		n.memory.NewStore()
@@ -130,6 +131,8 @@ func (w *world) checkHeld(n *node, in plan.Input, was state.MED, d plan.Decision
 	owner, leased := in.Snapshot.Owner(n.self.Site, vip)
 	last := rung(n, in.Snapshot, false, in.Lease)
 	switch {
+	case in.Withdraw != nil && n.knewVIP && !n.withdrawn && !n.stopping && !in.Withdraw.KeepOwnership:
+		w.violated("R13", "%s takes down what the backup does not know, before all have joined: %s", name, d.Reason)
 	case d.Switch != nil:
 		w.violated("R13", "%s switches before all have joined", name)
 	case in.Withdraw != nil && in.Withdraw.KeepOwnership:
