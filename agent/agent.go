@@ -319,6 +319,7 @@ func (a *Agent) takes(u store.Update) bool {
 	if a.accepted && u.Reset {
 		a.accepted, a.foreign, a.found = false, nil, nil
 		a.stores++
+		a.cache.NewStore()
 		a.log.Warn("etcd's store was accepted", zap.Int64("revision", u.Revision))
 		return true
 	}

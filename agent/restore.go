@@ -46,6 +46,7 @@ func (a *Agent) restored(u store.Update) bool {
 	}
 	a.foreign = nil
 	a.stores++
+	a.cache.NewStore()
 	return true
 }
 

@@ -248,6 +248,25 @@ func TestR13APersonCanWithdrawMeanwhile(t *testing.T) {
 	}
 }
 
+// TestR13ASilentNodeJoinsOnceRoutersHaveLetGo: it has no claim to write, but the
+// process before it may have announced something.
+func TestR13ASilentNodeJoinsOnceRoutersHaveLetGo(t *testing.T) {
+	w := restored(t)
+	w.start("dc1-0")
+	w.change(func(s *state.Snapshot) { s.Claims = map[state.ClaimKey]state.Claim{} }) // of which the backup knows nothing
+	silent := func(in *Input) { in.Withdraw = &Withdrawal{Reason: "by hand", Now: true} }
+	for what, options := range map[string][]func(*Input){"routers may hold it": {silent, notFlushed}, "they have just let go": {silent}} {
+		if d := w.decide("dc1-0", options...); d.Anew || d.Claim != nil {
+			t.Errorf("%s: %+v", what, d)
+		}
+	}
+	w.decide("dc1-0", silent)
+	w.pass(w.etcd.Settings.Settle)
+	if d := w.decide("dc1-0", silent); !d.Anew || d.Claim != nil {
+		t.Errorf("nobody holds it any more: %+v", d)
+	}
+}
+
 func TestR13ADrainWaits(t *testing.T) {
 	w := restored(t)
 	w.change(func(s *state.Snapshot) {

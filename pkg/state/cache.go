@@ -140,6 +140,20 @@ func (c *Cache) Retain(keep map[string]bool) {
 	}
 }
 
+// NewStore tells that what is put from now on is of another store, such as a restored
+// one. Where that has bad values the good ones stay, but not the revisions at which
+// they were written: a key of the new store may be of the same one. They become 0,
+// which is that of no key.
+func (c *Cache) NewStore() {
+	for key, e := range c.entries {
+		e.latest.revision, e.good.revision = 0, 0
+		if !e.key.Kind.ofIntent() {
+			c.touched[key] = true
+		}
+	}
+	c.intent = nil
+}
+
 // Revision is the revision that the cache stands at.
 func (c *Cache) Revision() int64 { return c.revision }
 

@@ -137,6 +137,20 @@ func TestTargetKeepsItsLastGoodSite(t *testing.T) {
 	}
 }
 
+// TestWhatStaysOverANewStoreHasNoRevisionOfIt: a key there may be of the same one.
+func TestWhatStaysOverANewStoreHasNoRevisionOfIt(t *testing.T) {
+	c := filled(t)
+	c.NewStore()
+	put(c, "target_state/v", "nowhere to be", 4)
+	if s := c.Snapshot(); s.Targets["v"] != (Target{Site: "dc1"}) || len(s.VIPs) != 1 || len(s.Pools) != 1 {
+		t.Errorf("%+v", s)
+	}
+	put(c, "target_state/v", "dc2", 5)
+	if s := c.Snapshot(); s.Targets["v"] != (Target{Site: "dc2", Revision: 5}) {
+		t.Errorf("%+v", s.Targets)
+	}
+}
+
 func TestUnknownSiteWithoutAnEarlierTargetIsNoTarget(t *testing.T) {
 	c := filled(t)
 	c.Delete(Prefix + "target_state/v")

@@ -113,10 +113,11 @@ const (
 	glueForgetUnwatched glue = "forget-unwatched"
 	glueForgetClaim     glue = "forget-claim-unguarded"
 	glueForgetAlive     glue = "forget-alive-unguarded"
-	// A node does not see that it meets another store, takes what it remembers of the
+	// A node goes on under a name that another machine has, does not see that it meets another store, takes what it remembers of the
 	// former one for this one's, saves while intent is held, or joins too soon.
 	glueRestoreUnseen    glue = "restore-unseen"
 	glueMemoryOfOldStore glue = "memory-of-the-old-store"
 	glueSavesWhileHeld   glue = "saves-while-held"
+	glueUsurperIgnored   glue = "usurper-ignored"
 	glueJoinsEarly       glue = "joins-early"
 )

@@ -99,6 +99,9 @@ func (w *world) mend(n *node) {
 	if !n.up {
 		w.start(n, false)
 	}
+	if w.store.now().Nodes[n.self.Name].MachineID != n.self.Name {
+		w.store.put(entry{key: keyNode + keyID(n.index), value: n.key("")})
+	}
 	if drain := keyDrain + keyID(n.index); w.store.present[drain].value != nil {
 		w.store.put(entry{key: drain})
 	}

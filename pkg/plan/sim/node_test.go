@@ -109,6 +109,11 @@ type node struct {
 
 // fresh is R7's condition as the agent computes it.
 func (n *node) fresh(now int64) bool {
+	return n.current(now) && !n.usurped()
+}
+
+// current says whether a node knows what etcd holds.
+func (n *node) current(now int64) bool {
 	return n.fromStore && (!n.cut || now-n.cutAt < ttl/2)
 }
 
@@ -171,6 +176,9 @@ func (w *world) list(n *node) {
 		n.snapshot = n.own.Snapshot()
 	case w.store.anyMalformed():
 		n.own = w.store.disk(n.saved, n.disk)
+		if n.saved != n.generation {
+			n.own.NewStore()
+		}
 		w.store.list(n.own)
 		n.snapshot = n.own.Snapshot()
 	default:
@@ -226,8 +234,11 @@ func (w *world) input(n *node, s *state.Snapshot, held bool) plan.Input {
 	if w.glue == glueAlwaysFlushed {
 		in.Flushed = true
 	}
-	if w.glue == glueAlwaysFresh {
+	switch w.glue {
+	case glueAlwaysFresh:
 		in.Fresh = n.loaded
+	case glueUsurperIgnored:
+		in.Fresh = n.current(w.now)
 	}
 	if _, there := s.VIPs[vip]; !there {
 		with := *s // the VIP as it was last

@@ -161,6 +161,8 @@ var mutations = []mutation{
 	{"plan/restore.go", `n := max(epochNumber(found.Epoch), epochNumber(s.Epoch.Word)) + 1`, `n := either("r13-epoch-newer-than-known", 0, max(epochNumber(found.Epoch), epochNumber(s.Epoch.Word))) + 1`},
 	{"plan/restore.go", `held := s.WithOrders(h.before)`, `held := s.WithOrders(either("r13-intent-is-held", s, h.before))`},
 	{"plan/restore.go", `if found.Over(s) && allJoined(s, self) && allJoined(held, self) {`, `if found.Over(s) && (allJoined(s, self) && allJoined(held, self) || planted("r13-held-until-all-have-joined")) {`},
+	{"state/cache.go", "		e.latest.revision, e.good.revision = 0, 0\n", "		if !planted(\"r13-revisions-of-the-old-store\") {\n			e.latest.revision, e.good.revision = 0, 0\n		}\n"},
+
 	// R12: faults in keys.
 	{"plan/ladder.go", `case claim.Bad:`, `case claim.Bad && !planted("r12-bad-claim"):`},
 	{"plan/claim.go", `if m.WrittenRevision != 0 && v.claim.Revision != m.WrittenRevision &&`, `if !planted("r12-own-claim-mended") && m.WrittenRevision != 0 && v.claim.Revision != m.WrittenRevision &&`},
@@ -175,7 +177,7 @@ var glueFaults = []glue{
 	glueSwitchTarget, glueSwitchOwner, glueSwitchLock, glueSwitchPause,
 	glueAlwaysFlushed, glueDownIsFlushed, glueSessionsUncompared, glueAlwaysFresh, glueLateAnswer,
 	glueStopsUnheard, glueStopsUnsaid, glueForgetEarly, glueForgetUnwatched, glueForgetClaim, glueForgetAlive,
-	glueRestoreUnseen, glueMemoryOfOldStore, glueSavesWhileHeld, glueJoinsEarly,
+	glueRestoreUnseen, glueMemoryOfOldStore, glueSavesWhileHeld, glueJoinsEarly, glueUsurperIgnored,
 }
 
 // helper is the file that the build for these tests has in each package besides.

@@ -67,7 +67,10 @@ func (w *world) findRestore(n *node) {
 	if w.glue != glueMemoryOfOldStore {
 		n.memory.NewStore()
 	}
-	n.generation, n.own = w.store.generation(), nil
+	n.generation = w.store.generation()
+	if n.own != nil {
+		n.own.NewStore()
+	}
 	w.count(foundRestore)
 	w.say("    %s finds that etcd was restored", n.self.Name)
 }

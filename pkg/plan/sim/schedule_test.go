@@ -63,6 +63,7 @@ const (
 	opForget
 	opStop
 	opRestore
+	opUsurp
 	opNumber
 )
 
@@ -71,7 +72,7 @@ var opNames = [opNumber]string{
 	"target put", "the same target put again", "target deleted", "malformed target", "lease ended", "crash", "restart", "reboot", "cut off from etcd", "answer lost",
 	"owner's key put by hand", "owner's key deleted by hand", "malformed claim", "claim changed by hand",
 	"VIP deleted or put again", "malformed VIP", "another ladder", "session lost", "can't serve", "withdrawn by hand",
-	"drained", "locked by hand", "lock removed", "paused", "parity reached", "rates unknown", "a person forgets a node", "told to stop", "etcd restored from a backup",
+	"drained", "locked by hand", "lock removed", "paused", "parity reached", "rates unknown", "a person forgets a node", "told to stop", "etcd restored from a backup", "another machine takes the name",
 }
 
 // schedule is a world, what happens in it, and how it ends.
@@ -251,6 +252,8 @@ func (w *world) heal(n *node, arg int) {
 		n.deaf = false
 	case n.broken:
 		n.broken = false
+	case w.store.now().Nodes[n.self.Name].MachineID != n.self.Name:
+		w.store.put(entry{key: keyNode + keyID(n.index), value: n.key("")})
 	case n.withdrawn:
 		n.withdrawn = false
 		w.count(resumed)
@@ -376,6 +379,8 @@ func (w *world) fault(o op, n *node, arg int) {
 		w.tell(n)
 	case opRestore:
 		w.restore(arg)
+	case opUsurp:
+		w.store.put(entry{key: keyNode + keyID(n.index), value: n.key("another")})
 	}
 }
 

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -105,9 +106,7 @@ func newWorld(c setup) *world {
 			name(keyAlive+k, state.Key{Kind: state.KindAlive, A: n.self.Name})
 			name(keyDrain+k, state.Key{Kind: state.KindDrain, A: n.self.Name})
 			name(keyNode+k, state.Key{Kind: state.KindNode, A: n.self.Name})
-			first = append(first, entry{key: keyNode + k, value: fmt.Appendf(nil,
-				`{"machine_id":"m%d","site":"%s","group":"g","ipv4":"%s","sync_address":"169.254.1.%d","schema":%d}`,
-				index, n.self.Site, n.self.IPv4, index+1, state.Schema)})
+			first = append(first, entry{key: keyNode + k, value: n.key("")})
 			name(keyJoined+k, state.Key{Kind: state.KindJoined, A: n.self.Name})
 			first = append(first, entry{key: keyJoined + k, value: []byte("1-x")})
 		}
@@ -122,6 +121,18 @@ func newWorld(c setup) *world {
 	}
 	w.vip = s.now().VIPs[vip]
 	return w
+}
+
+// key is a node's key; with another machine's id, "" for its own, that machine has
+// taken the name.
+func (n *node) key(machine string) []byte {
+	return fmt.Appendf(nil, `{"machine_id":"%s","site":"%s","group":"g","ipv4":"%s","sync_address":"169.254.1.%d","schema":%d}`,
+		cmp.Or(machine, n.self.Name), n.self.Site, n.self.IPv4, n.index+1, state.Schema)
+}
+
+// usurped says whether a node sees that another machine has its name.
+func (n *node) usurped() bool {
+	return n.loaded && n.snapshot.Nodes[n.self.Name].MachineID != n.self.Name
 }
 
 // vipValue is the VIP's key on the world's ladder.
