@@ -19,6 +19,14 @@ func (w *world) restore(arg int) {
 	case s.present[keyVIP].value == nil, s.anyMalformed(), len(s.at(revision).Faults) > 0:
 		return
 	}
+	for _, n := range w.nodes {
+		// A node that ends between its joining and the first save after that knows the
+		// new epoch no more. It would not see that another restore brings that one back,
+		// if it were alone then: left out here.
+		if !w.restored && n.saved != s.generation() && !(n.up && n.fromStore && n.hold == nil) {
+			return
+		}
+	}
 	cut := [maxNodes]bool{}
 	for i, n := range w.nodes {
 		cut[i] = n.cut
