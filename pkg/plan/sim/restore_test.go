@@ -23,7 +23,8 @@ func (w *world) restore(arg int) {
 		// A node that ends between its joining and the first save after that knows the
 		// new epoch no more. It would not see that another restore brings that one back,
 		// if it were alone then: left out here.
-		if !w.restored && n.saved != s.generation() && !(n.up && n.fromStore && n.hold == nil) {
+		knows := n.saved == s.generation() || n.up && n.fromStore && n.hold == nil
+		if !w.restored && !knows {
 			return
 		}
 	}
