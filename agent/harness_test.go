@@ -28,7 +28,8 @@ import (
 	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
 )
 
-const patience = 30 * time.Second // for anything that must happen
+// patience is for anything that must happen. What rests on rates takes some 20 s by itself.
+const patience = time.Minute
 
 // server is a real etcd of one member.
 type server struct {
