@@ -27,8 +27,8 @@ type Config struct {
 type TLS struct {
 	Cert string `yaml:"cert"`
 	Key  string `yaml:"key"`
-	// ClientCA is the file of the authority that signs clients' certificates, those
-	// of nodes' telemetry among them; unset: only tokens are taken.
+	// ClientCA is the file of the authority that signs clients' certificates; unset:
+	// only tokens are taken.
 	ClientCA string `yaml:"client_ca"`
 	// Insecure serves without TLS: for laboratories, and behind a proxy on this host.
 	Insecure bool `yaml:"insecure"`

@@ -1,7 +1,6 @@
 package coordinator
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -95,7 +94,7 @@ func newWorldOf(t *testing.T, etcd string) *world {
 	t.Cleanup(w.etcd.Close)
 	core, logs := observer.New(zap.DebugLevel)
 	w.logs = logs
-	c, err := New(w.config, zap.New(core)) // its log is looked at
+	c, err := New(w.config, zap.New(core))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -672,8 +671,9 @@ func TestHTTP(t *testing.T) {
 	}
 }
 
-// TestApplyPartly: what does not fit into one transaction is told as it is.
-func TestApplyPartly(t *testing.T) {
+// TestApplyMany: what does not fit into one transaction is written in several, and is
+// one event.
+func TestApplyMany(t *testing.T) {
 	w := newWorld(t)
 	c := w.with(w.allow(Permission{Name: "alice", Role: "admin"}))
 	text := intentText
@@ -825,16 +825,12 @@ func TestConfigIsChecked(t *testing.T) {
 			t.Errorf("%q: %v, expected %q", test.text, err, test.want)
 		}
 	}
-	var out bytes.Buffer
 	for bad, want := range map[*Permission]string{
 		{Name: "", Role: "admin"}: `name ""`, {Name: "a/b", Role: "admin"}: `name "a/b"`, {Name: "a", Role: "boss"}: `role "boss"`,
 		{Name: "a", Role: "viewer", VIPs: []string{"X"}}: `name "X"`, {Name: "a", Role: "viewer", Valid: -1}: "expected 0s or more",
 	} {
 		if _, err := Allow(t.Context(), Config{}, *bad); err == nil || !strings.Contains(err.Error(), want) {
-			fmt.Fprintf(&out, "%+v: %v, expected %q\n", *bad, err, want)
+			t.Errorf("%+v: %v, expected %q", *bad, err, want)
 		}
-	}
-	if out.Len() > 0 {
-		t.Error(out.String())
 	}
 }

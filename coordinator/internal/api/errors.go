@@ -48,9 +48,9 @@ func codeOf(err error) connect.Code {
 		return connect.CodeNotFound
 	case errors.Is(err, operation.ErrPrecondition), errors.Is(err, switchover.ErrIdle), errors.As(err, &refused):
 		return connect.CodeFailedPrecondition
-	case errors.Is(err, operation.ErrPartly), errors.Is(err, operation.ErrUnknownOutcome), errors.Is(err, switchover.ErrUnknownOutcome):
+	case errors.Is(err, operation.ErrPartly), errors.Is(err, operation.ErrUnknownOutcome):
 		return connect.CodeUnknown
-	case errors.Is(err, operation.ErrConflict), errors.Is(err, switchover.ErrConflict):
+	case errors.Is(err, operation.ErrConflict):
 		return connect.CodeAborted
 	case errors.Is(err, switchover.ErrStale):
 		return connect.CodeUnavailable

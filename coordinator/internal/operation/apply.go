@@ -26,8 +26,8 @@ type Applying struct {
 	Notices []string
 
 	have *Contents
-	// expected are objects that must be as whoever asks has seen them.
-	expected map[state.Key]bool
+	// stay are guards of objects that whoever asks has seen, and that are as wanted.
+	stay []store.Guard
 }
 
 // order is that in which kinds are written.
@@ -36,12 +36,7 @@ var order = []state.Kind{state.KindSettings, state.KindLadder, state.KindPool, s
 // Apply checks objects by themselves and beside what is stored. reserved are
 // addresses that no VIP may have.
 func Apply(have *Contents, objects []intent.Object, reserved map[netip.Addr]string) (*Applying, error) {
-	var entries []store.Entry
-	for _, e := range have.Entries {
-		entries = append(entries, e)
-	}
-	slices.SortFunc(entries, func(a, b store.Entry) int { return bytes.Compare([]byte(a.Key), []byte(b.Key)) })
-	notices, err := intent.Check(entries, have.Revision, objects, reserved)
+	notices, err := intent.Check(have.intent(), have.Revision, objects, reserved)
 	if err != nil {
 		return nil, err
 	}
@@ -72,17 +67,8 @@ const roomForEvent = 1
 // Write writes in as few transactions as etcd's limits allow: one, for up to 127
 // objects. With an author the last one has an event in the history.
 func (a *Applying) Write(ctx context.Context, client *store.Client, author Author) (revision int64, err error) {
-	// Those that are as wanted already are only to stay so.
-	var stay []store.Guard
-	for _, o := range a.Objects {
-		key := o.Key.String()
-		differs := slices.ContainsFunc(a.Differs, func(d intent.Object) bool { return d.Key == o.Key })
-		if a.expected[o.Key] && !differs && len(stay) < store.MaxOps/2 {
-			stay = append(stay, store.Guard{Key: key, ModRevision: a.have.Entries[key].ModRevision})
-		}
-	}
 	for written := 0; written < len(a.Differs); {
-		guards := slices.Clone(stay)
+		guards := slices.Clone(a.stay)
 		var puts []store.Put
 		size := 0
 		for _, o := range a.Differs[written:] {
@@ -104,6 +90,8 @@ func (a *Applying) Write(ctx context.Context, client *store.Client, author Autho
 		switch {
 		case err != nil && !errors.Is(err, store.ErrRefused):
 			return revision, fmt.Errorf("%s: %w: %w", so, ErrUnknownOutcome, err)
+		case err != nil && written > 0:
+			return revision, fmt.Errorf("%w: %s: %w", ErrPartly, so, err)
 		case err != nil:
 			return revision, fmt.Errorf("%s: write: %w", so, err)
 		case !committed && written > 0:

@@ -21,7 +21,7 @@ var (
 	// ErrPrecondition says that the state of things does not allow it.
 	ErrPrecondition = errors.New("it is not possible now")
 	// ErrConflict says that somebody else changed the same thing at the same time.
-	ErrConflict = errors.New("nothing was written: somebody else changed the same")
+	ErrConflict = errors.New("somebody else changed it at the same time, nothing was written: look again")
 	// ErrPartly says that a part was written: what does not fit into one transaction is
 	// written in several.
 	ErrPartly = errors.New("a part was written")
@@ -48,18 +48,19 @@ const maxWords = 200
 
 // Check looks at the words, which are stored and shown to others.
 func (a Author) Check() error {
+	var errs []error
 	for _, f := range []struct{ field, value string }{{"by", a.By}, {"reason", a.Reason}} {
 		if len(f.value) > maxWords || state.Line(f.value) != f.value {
-			return state.FieldError{
+			errs = append(errs, state.FieldError{
 				Field: f.field, Found: "value " + state.Quote(f.value),
 				Expected: fmt.Sprintf("at most %d bytes of text that can be printed", maxWords),
-			}
+			})
 		}
 	}
 	if a.By == "" {
-		return state.FieldError{Field: "by", Found: `value ""`, Expected: "a name"}
+		errs = append(errs, state.FieldError{Field: "by", Found: `value ""`, Expected: "a name"})
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // Change is what one transaction does, if every key in it is still as it was read.

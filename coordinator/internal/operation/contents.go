@@ -6,6 +6,7 @@ import (
 	"maps"
 	"math"
 	"slices"
+	"strings"
 
 	"github.com/medway-lb/medway/pkg/plan"
 	"github.com/medway-lb/medway/pkg/state"
@@ -83,6 +84,16 @@ func Elsewhere(s *state.Snapshot, nodes []*medwayv1.Status) (notices []state.Fau
 		}
 	}
 	return notices
+}
+
+// intent is what agents look at, by key.
+func (h *Contents) intent() (entries []store.Entry) {
+	for _, key := range slices.Sorted(maps.Keys(h.Entries)) {
+		if strings.HasPrefix(key, state.Prefix) {
+			entries = append(entries, h.Entries[key])
+		}
+	}
+	return entries
 }
 
 // Has tells whether a key exists, whatever its value.

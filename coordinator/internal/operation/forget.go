@@ -172,8 +172,11 @@ func (f Forgetting) Write(ctx context.Context, client *store.Client, all []*Chan
 		limited, cancel := context.WithTimeout(ctx, each)
 		_, err := c.Commit(limited, client, author)
 		cancel()
-		if err != nil {
-			return written, fmt.Errorf("%d keys were written before: %w", written, err)
+		switch {
+		case err != nil && written > 0:
+			return written, fmt.Errorf("%w, %d keys: %w", ErrPartly, written, err)
+		case err != nil:
+			return written, err
 		}
 		written += c.Keys()
 	}

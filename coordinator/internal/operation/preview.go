@@ -6,10 +6,10 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/medway-lb/medway/pkg/intent"
 	"github.com/medway-lb/medway/pkg/plan"
 	"github.com/medway-lb/medway/pkg/reconcile"
 	"github.com/medway-lb/medway/pkg/state"
+	"github.com/medway-lb/medway/pkg/store"
 )
 
 // NodeChange is one object of one node's kernel.
@@ -20,18 +20,36 @@ type NodeChange struct {
 	Before, After string
 }
 
+// maxStay leaves room in a transaction for what it writes.
+const maxStay = store.MaxOps / 2
+
 // Expect refuses where an object is not of the revision that whoever asks has seen, by
 // key below /medway/v1/; 0: the key must not exist. They must be among the objects.
 func (a *Applying) Expect(revisions map[string]int64) error {
-	a.expected = map[state.Key]bool{}
+	differs := map[string]bool{} // of those in the documents
+	for _, o := range a.Objects {
+		differs[o.Key.String()] = false
+	}
+	for _, o := range a.Differs {
+		differs[o.Key.String()] = true
+	}
+	a.stay = nil
 	for _, key := range slices.Sorted(maps.Keys(revisions)) {
-		at := slices.IndexFunc(a.Objects, func(o intent.Object) bool { return o.Key.String() == state.Prefix+key })
-		if at < 0 {
+		changes, ours := differs[state.Prefix+key]
+		if !ours {
 			return state.FieldError{Field: "revisions", Found: "key " + state.Quote(key), Expected: "the key of one of the documents, below " + state.Prefix}
 		}
-		a.expected[a.Objects[at].Key] = true
+		if !changes {
+			a.stay = append(a.stay, store.Guard{Key: state.Prefix + key, ModRevision: revisions[key]})
+		}
 		if is := a.have.Entries[state.Prefix+key].ModRevision; is != revisions[key] {
 			return refuse(ErrConflict, "%s is of revision %d, expected %d: somebody else changed it: look again", state.Printable(state.Prefix+key), is, revisions[key])
+		}
+	}
+	if n := len(a.stay); n > maxStay {
+		return state.FieldError{
+			Field: "revisions", Found: fmt.Sprintf("%d keys of objects that are stored as wanted already", n),
+			Expected: fmt.Sprintf("at most %d, which each transaction looks at", maxStay),
 		}
 	}
 	return nil
@@ -41,10 +59,8 @@ func (a *Applying) Expect(revisions map[string]int64) error {
 // node's own file knows, such as its uplink, changes nothing in it.
 func (a *Applying) Preview() (out []NodeChange) {
 	cache := state.NewCache()
-	for _, e := range a.have.Entries {
-		if strings.HasPrefix(e.Key, state.Prefix) {
-			cache.Put(e.Key, e.Value, e.ModRevision, e.Lease)
-		}
+	for _, e := range a.have.intent() {
+		cache.Put(e.Key, e.Value, e.ModRevision, e.Lease)
 	}
 	for _, o := range a.Differs {
 		cache.Put(o.Key.String(), o.Value, a.have.Revision+1, 0)

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/medway-lb/medway/coordinator/internal/operation"
 	"github.com/medway-lb/medway/pkg/plan"
 	"github.com/medway-lb/medway/pkg/state"
 
@@ -82,7 +83,7 @@ func TestKilledAfterEachWrite(t *testing.T) {
 				l := newLab(t, "v")
 				l.hold(cancelAt)
 				first, dead, _ := l.engine(dies)
-				if _, err := first.Start(l.deadline(), order("v")); err != nil && !errors.Is(err, ErrUnknownOutcome) {
+				if _, err := first.Start(l.deadline(), order("v")); err != nil && !errors.Is(err, operation.ErrUnknownOutcome) {
 					t.Fatal(err)
 				}
 				alive := first
@@ -159,7 +160,7 @@ func TestCancelAtEveryStep(t *testing.T) {
 			l.eventually("it says what it waits for", func() bool { return l.record("v").WaitsFor != "" })
 			l.eventually("it takes the order", func() bool {
 				err := e.Cancel(l.deadline(), "v", "bob", "changed my mind")
-				if err != nil && !errors.Is(err, ErrConflict) {
+				if err != nil && !errors.Is(err, operation.ErrConflict) {
 					t.Fatal(err)
 				}
 				return err == nil
@@ -220,7 +221,7 @@ func TestConcurrentStarts(t *testing.T) {
 		switch {
 		case err == nil:
 			begun++
-		case errors.Is(err, ErrConflict):
+		case errors.Is(err, operation.ErrConflict):
 		case errors.As(err, &refused): // it is where it should be, or is being switched
 			for _, c := range plan.Refusing(refused.Checks["v"], nil) {
 				if c.Name != plan.CheckBusy && c.Name != plan.CheckCurrent {

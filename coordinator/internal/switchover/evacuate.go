@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/medway-lb/medway/coordinator/internal/operation"
 	"github.com/medway-lb/medway/pkg/plan"
 	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
@@ -54,7 +55,7 @@ func (e *Engine) Evacuate(ctx context.Context, o Evacuation) (*medwayv1.Evacuati
 	case revision != 0 && !readable:
 		return nil, fmt.Errorf("%s can't be read: it is of a newer coordinator, or spoilt", key)
 	case readable && running.Result == "":
-		return nil, fmt.Errorf("site %s is being evacuated by %s already: %w", o.Site, running.By, ErrConflict)
+		return nil, fmt.Errorf("site %s is being evacuated by %s already: %w", o.Site, running.By, operation.ErrConflict)
 	}
 	r, err := e.moves(o, w)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/medway-lb/medway/coordinator/internal/operation"
 	"github.com/medway-lb/medway/pkg/plan"
 	"github.com/medway-lb/medway/pkg/store"
 
@@ -60,7 +61,7 @@ func TestEvacuateKilledAfterEachWrite(t *testing.T) {
 			l := newLab(t, vips...)
 			first, dead, _ := l.engine(dies)
 			_, err := first.Evacuate(l.deadline(), Evacuation{Site: "dc1", By: "alice", Reason: "power"})
-			if err != nil && !errors.Is(err, ErrUnknownOutcome) {
+			if err != nil && !errors.Is(err, operation.ErrUnknownOutcome) {
 				t.Fatal(err)
 			}
 			<-dead
@@ -123,14 +124,14 @@ func TestEvacuate(t *testing.T) {
 	if _, err := e.Evacuate(ctx, Evacuation{Site: "dc1", By: "alice", Reason: "power", Force: []plan.CheckName{plan.CheckLock}}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := e.Evacuate(ctx, Evacuation{Site: "dc1", By: "bob", Reason: "x", Force: []plan.CheckName{plan.CheckLock, plan.CheckCurrent}}); !errors.Is(err, ErrConflict) {
+	if _, err := e.Evacuate(ctx, Evacuation{Site: "dc1", By: "bob", Reason: "x", Force: []plan.CheckName{plan.CheckLock, plan.CheckCurrent}}); !errors.Is(err, operation.ErrConflict) {
 		t.Errorf("a second one: %v", err)
 	}
 	l.waitsAt("w", StepForce)
 	// Taken back, all of it.
 	l.eventually("it takes the order", func() bool {
 		err := e.CancelEvacuation(ctx, "dc1", "bob", "power is back")
-		if err != nil && !errors.Is(err, ErrConflict) {
+		if err != nil && !errors.Is(err, operation.ErrConflict) {
 			t.Fatal(err)
 		}
 		return err == nil
@@ -150,7 +151,7 @@ func TestEvacuationLeavesOutWhatOthersMoved(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, "v", "w")
 	first, dead, _ := l.engine(1)
-	if _, err := first.Evacuate(l.deadline(), Evacuation{Site: "dc1", By: "alice"}); err != nil && !errors.Is(err, ErrUnknownOutcome) {
+	if _, err := first.Evacuate(l.deadline(), Evacuation{Site: "dc1", By: "alice"}); err != nil && !errors.Is(err, operation.ErrUnknownOutcome) {
 		t.Fatal(err)
 	}
 	<-dead

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/medway-lb/medway/coordinator/internal/operation"
 	"github.com/medway-lb/medway/pkg/plan"
 	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
@@ -17,15 +18,8 @@ import (
 	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
 )
 
-var (
-	// ErrConflict says that somebody else changed the same thing at the same time;
-	// nothing was written.
-	ErrConflict = errors.New("somebody else changed it at the same time, nothing was written: look again")
-	// ErrIdle says that there is nothing to cancel.
-	ErrIdle = errors.New("nothing is under way")
-	// ErrUnknownOutcome says that etcd did not answer: it may have been written.
-	ErrUnknownOutcome = errors.New("it is not known whether this was written: look again")
-)
+// ErrIdle says that there is nothing to cancel.
+var ErrIdle = errors.New("nothing is under way")
 
 // RefusedError is a preflight that was not passed. Nothing was written.
 type RefusedError struct {
@@ -57,21 +51,13 @@ type Order struct {
 	Force []plan.CheckName
 }
 
-// maxWords is the longest name or reason that is stored.
-const maxWords = 200
-
 // checkWords looks at what is stored for people, as state.FieldErrors.
 func checkWords(by, reason string, force []plan.CheckName) (errs []error) {
 	wrong := func(field, value, expected string) {
 		errs = append(errs, state.FieldError{Field: field, Found: "value " + state.Quote(value), Expected: expected})
 	}
-	for _, f := range []struct{ field, value string }{{"by", by}, {"reason", reason}} {
-		if len(f.value) > maxWords || state.Line(f.value) != f.value {
-			wrong(f.field, f.value, fmt.Sprintf("at most %d bytes of text that can be printed", maxWords))
-		}
-	}
-	if by == "" {
-		wrong("by", by, "a name")
+	if err := (operation.Author{By: by, Reason: reason}).Check(); err != nil {
+		errs = append(errs, err)
 	}
 	if len(force) > len(plan.Forceable) {
 		wrong("force", fmt.Sprintf("%d names", len(force)), fmt.Sprintf("at most %d", len(plan.Forceable)))
@@ -249,9 +235,9 @@ func (e *Engine) commitOrder(ctx context.Context, w write) error {
 	case errors.Is(err, store.ErrRefused):
 		return err
 	case err != nil:
-		return fmt.Errorf("%w: %w", ErrUnknownOutcome, err)
+		return fmt.Errorf("%w: %w", operation.ErrUnknownOutcome, err)
 	case !committed:
-		return ErrConflict
+		return operation.ErrConflict
 	}
 	e.saw(w, revision)
 	e.poke()

@@ -20,7 +20,7 @@ type script struct {
 var scenes = []func(*script){
 	(*script).leaves, (*script).comesToTheLine, (*script).isForgotten, (*script).losesTable,
 	(*script).isSwitchedTo, (*script).hasNoClaim, (*script).stops, (*script).seesItsLast, (*script).losesAnswer,
-	(*script).isRestored, (*script).isRestored,
+	(*script).isRestored, (*script).isRestored, // which has many scenes in it
 }
 
 func newScript(s *schedule, r *rand.Rand) *script {
