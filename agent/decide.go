@@ -195,7 +195,7 @@ func (d *decider) serve(ctx context.Context, in plan.Input, next *time.Time) ([]
 			continue
 		}
 		in.Led = d.led[vip] // only read since the start
-		in.CanServe, in.Rates = d.canServe(in.Snapshot, vip), d.ratesOf(vip)
+		in.CanServe, in.Rates, in.Unbound = d.canServe(in.Snapshot, vip), d.ratesOf(vip), d.unbound(in, vip)
 		if !in.CanServe || withdrawn[vip] != nil {
 			unable = append(unable, vip)
 		}
@@ -347,6 +347,11 @@ func (d *decider) hear() {
 		d.failures = 0
 	} else {
 		d.failures++
+	}
+	for address, isNew := range applied.remade {
+		if d.ready[address] || !isNew {
+			d.observed.remade(address)
+		}
 	}
 	for address, has := range applied.held {
 		if has == whole {

@@ -128,8 +128,9 @@ type fakeKernel struct {
 	// pps is what arrives for every VIP address, in packets a second; scanned how
 	// many of these are a scan's, each with a connection of its own.
 	pps, scanned uint64
-	lost         bool // the connection table, at the start
-	looked       int  // how often packets were counted
+	lost         bool             // the connection table, at the start
+	done         []reconcile.Edit // of the next run
+	looked       int              // how often packets were counted
 	closed       bool
 }
 
@@ -141,7 +142,8 @@ func (k *fakeKernel) apply(_ context.Context, h plan.Host) reconcile.Report {
 		return reconcile.Report{Failed: []error{k.broken}}
 	}
 	k.host = h
-	var report reconcile.Report
+	report := reconcile.Report{Done: k.done}
+	k.done = nil
 	var has []string
 	for _, a := range vipAddresses(h) {
 		if _, lacks := k.lacking[a.Prefix.Addr()]; lacks {

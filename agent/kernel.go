@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"time"
 
@@ -25,6 +26,35 @@ type applied struct {
 	// is why that could not be read.
 	held    map[netip.Addr]held
 	unknown error
+	// remade are the VIP addresses that got services or destinations; true where the
+	// address itself is new.
+	remade map[netip.Addr]bool
+}
+
+// remade finds the VIP addresses to which a run added services or destinations.
+func remade(h plan.Host, done []reconcile.Edit) map[netip.Addr]bool {
+	made := map[string]bool{}
+	for _, e := range done {
+		if e.Op == reconcile.Create {
+			made[e.Key] = true
+		}
+	}
+	out := map[netip.Addr]bool{}
+	if len(made) == 0 {
+		return out
+	}
+	note := func(key fmt.Stringer, vip netip.Addr) {
+		if made[key.String()] {
+			out[vip] = made[plan.VIPAddress(vip).String()]
+		}
+	}
+	for k := range h.Services {
+		note(k, k.Addr)
+	}
+	for k := range h.Destinations {
+		note(k, k.Service.Addr)
+	}
+	return out
 }
 
 // reconcile keeps the kernel as planned: at once when the plan changes, and
@@ -53,7 +83,7 @@ func (a *Agent) reconcile(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		done := &applied{report: report, held: map[netip.Addr]held{}}
+		done := &applied{report: report, held: map[netip.Addr]held{}, remade: remade(w.host, report.Done)}
 		for _, address := range vipAddresses(w.host) {
 			done.held[address.Prefix.Addr()] = whole
 		}
@@ -90,6 +120,9 @@ func (a *Agent) reconcile(ctx context.Context) error {
 		resync = w.resync
 		retry.Reset(time.Until(due))
 		a.mu.Lock()
+		if a.applied != nil { // the loop has not heard of it yet
+			maps.Copy(done.remade, a.applied.remade)
+		}
 		a.applied = done
 		a.mu.Unlock()
 		poke(a.wake)

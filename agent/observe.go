@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"net/netip"
 	"os"
@@ -111,7 +112,7 @@ func (a *Agent) observeOnce(ctx context.Context, addresses map[string][]netip.Ad
 	o := &a.observed
 	o.mu.Lock()
 	own := o.sample(now, counters, addresses)
-	cold, told := !o.table.LostAt.IsZero(), o.told // never changed, only replaced
+	behind, told := !o.table.LostAt.IsZero() || len(o.table.Remade) > 0, o.told // never changed, only replaced
 	o.mu.Unlock()
 	rates := map[string]map[string]float64{}
 	for vip := range addresses {
@@ -137,7 +138,7 @@ func (a *Agent) observeOnce(ctx context.Context, addresses map[string][]netip.Ad
 			peers = append(peers, plan.NodesOf(s, vip)...)
 		}
 	}
-	if cold {
+	if behind {
 		peers = append(peers, plan.WarmPeers(s, a.self)...)
 	}
 	slices.Sort(peers)
@@ -151,7 +152,7 @@ func (a *Agent) observeOnce(ctx context.Context, addresses map[string][]netip.Ad
 			errs = append(errs, err)
 		}
 	}
-	if cold {
+	if behind {
 		table.Own = map[string]uint64{}
 		counts, err := a.kernel.connections(ctx)
 		if err != nil {
@@ -164,7 +165,8 @@ func (a *Agent) observeOnce(ctx context.Context, addresses map[string][]netip.Ad
 		}
 	}
 	o.mu.Lock()
-	table.LostAt, table.WarmAt = o.table.LostAt, o.table.WarmAt
+	table.LostAt, table.WarmAt, table.Remade = o.table.LostAt, o.table.WarmAt, maps.Clone(o.table.Remade)
+	maps.DeleteFunc(table.Remade, func(_ netip.Addr, at time.Time) bool { return now.Sub(at) >= s.Settings.LongestKeepalive })
 	o.table, o.rates, o.news = table, rates, news
 	o.mu.Unlock()
 	if len(peers) > 0 {
@@ -305,7 +307,7 @@ func (d *decider) cold(in plan.Input) bool {
 	switch {
 	case !cold:
 		d.log.Info("knows the connections: warm")
-		o.table = plan.Table{}
+		o.table = plan.Table{Remade: o.table.Remade}
 		if err := os.Remove(d.coldFile()); err != nil {
 			d.log.Warn("the next start will take this node for cold", zap.Error(err))
 		}
@@ -314,6 +316,38 @@ func (d *decider) cold(in plan.Input) bool {
 	}
 	d.coldness = reason
 	return cold
+}
+
+// remade notes that services or destinations of an address came to the kernel.
+func (o *observations) remade(address netip.Addr) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	all := maps.Clone(o.table.Remade) // never changed, only replaced
+	if all == nil {
+		all = map[netip.Addr]time.Time{}
+	}
+	all[address] = time.Now()
+	o.table.Remade = all
+	o.table.Own, o.table.Peers = nil, nil // what was counted before
+}
+
+// unbound is [plan.Unbound]. Connections that are bound stay so.
+func (d *decider) unbound(in plan.Input, vip string) string {
+	o := &d.observed
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(o.table.Remade) == 0 {
+		return ""
+	}
+	why := plan.Unbound(in.Snapshot, d.self, o.table, vip, in.Now)
+	if why == "" {
+		all := maps.Clone(o.table.Remade)
+		for _, a := range in.Snapshot.VIPs[vip].Addresses {
+			delete(all, a)
+		}
+		o.table.Remade = all
+	}
+	return why
 }
 
 // stand leaves what was decided to the sign of life, as far as all nodes know

@@ -10,6 +10,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/medway-lb/medway/pkg/reconcile"
 	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
 )
@@ -80,6 +81,26 @@ func TestAColdNodeStandsBack(t *testing.T) {
 	})
 	n.restart()
 	n.announces("203.0.113.10/32 100") // and stays so
+}
+
+// TestATargetIsTakenOnceConnectionsAreBound: somebody had deleted a service, and
+// another node knows ten connections.
+func TestATargetIsTakenOnceConnectionsAreBound(t *testing.T) {
+	n := newNode(t)
+	n.living(10)
+	n.put("target_state/v", "dc2", "claims/dc2-lvs-a/v", claim100)
+	n.run()
+	n.announces("203.0.113.10/32 500")
+	n.kernel.set(func(k *fakeKernel) {
+		k.done = []reconcile.Edit{{Op: reconcile.Create, Key: "service tcp 203.0.113.10:5060", Text: reconcile.Text{Table: "service"}}}
+	})
+	eventually(t, "mends the service", func() bool { return n.agent.drift.status() != nil })
+	n.put("target_state/v", "dc1")
+	n.announces("203.0.113.10/32 101")
+	eventually(t, "waits for another refresh", func() bool { return strings.Contains(n.vip().Reason, "told of again") })
+	eventually(t, "waits for parity", func() bool { return strings.Contains(n.vip().Reason, "knows 0 of dc2-lvs-a's 10 connections to v") })
+	n.kernel.set(func(k *fakeKernel) { k.conns[netip.MustParseAddr("203.0.113.10")] = connections{active: 9} })
+	n.announces("203.0.113.10/32 50")
 }
 
 // TestAVIPThatTheKernelDoesNotHoldIsToldOf: others would hand over to this node.

@@ -63,8 +63,9 @@ func harms(here, there lab.Node, standbyHere, standbyThere string) map[string][]
 				"a destination of calls", "ipvsadm -d -t 203.0.113.10:5060 -r 10.1.0.21",
 				"ipvsadm -Sn", "-a -t 203.0.113.10:5060 -r 10.1.0.21:5060 -i -w 2",
 			},
-			{"a service", "ipvsadm -D -u 203.0.113.10:5060", "ipvsadm -Sn", "-A -u 203.0.113.10:5060 -s wrr"},
 			{"the device of the VIPs", "ip link delete medway0", "ip address show", "inet 203.0.113.10/32"},
+			// Last: the switch that comes now waits until the calls are bound to destinations again.
+			{"a service", "ipvsadm -D -u 203.0.113.10:5060", "ipvsadm -Sn", "-A -u 203.0.113.10:5060 -s wrr"},
 		},
 		standbyThere: {
 			{

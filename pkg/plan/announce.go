@@ -25,6 +25,9 @@ type Input struct {
 	// CanServe is true while the kernel agrees with the plan, Cold while the
 	// connection table has not caught up ([Cold]; R9).
 	CanServe, Cold bool
+	// Unbound is why connections of the VIP may be bound to no destination here, ""
+	// where none is ([Unbound]): it does not take them from a node that has them.
+	Unbound string
 	// Sessions is the number of established BGP sessions.
 	Sessions int
 	// Flushed is true when every BGP session has taken the routes that were
@@ -265,6 +268,10 @@ func (v view) lead(m *Memory) Decision {
 	if v.badClaim != "" {
 		m.quietSince = time.Time{} // it may have been below the line
 		return v.unled(*m, fmt.Sprintf("the claim of %s can't be read: does not lower", v.badClaim))
+	}
+	if v.Unbound != "" && v.lowest != state.NoMED && (!m.Announcing || m.Announced > v.line) {
+		m.quietSince = time.Time{} // as below
+		return v.unled(*m, v.Unbound)
 	}
 	want, reason, wake := v.wanted(m)
 	lowers := !m.Announcing || want < m.Announced

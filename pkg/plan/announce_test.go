@@ -287,6 +287,24 @@ func TestR4Force(t *testing.T) {
 	}
 }
 
+// TestANodeWithUnboundConnectionsDoesNotTakeThemFromOneThatHasThem: it takes what
+// nobody has, and keeps what it has.
+func TestANodeWithUnboundConnectionsDoesNotTakeThemFromOneThatHasThem(t *testing.T) {
+	unbound := func(in *Input) { in.Unbound = "services were made again" }
+	w := started(map[string]int{"dc1": 1, "dc2": 1}, "dc1")
+	w.setClaim("dc2-0", state.Claim{MED: 100})
+	expectClaim(t, w.decide("dc1-0", unbound), Unconfirmed, 101, "services were made again", w.raising("dc1-0", state.NoMED))
+	w.commit("dc1-0")
+	expectClaim(t, w.decide("dc1-0"), Unconfirmed, 101, "claims 50", w.lowering("dc1-0", 50))
+	w.commit("dc1-0")
+	expect(t, w.decide("dc1-0"), ForceActive, 50, "dc2-0 still claims 100")
+	expect(t, w.decide("dc1-0", unbound), ForceActive, 50, "dc2-0 still claims 100")
+
+	w = started(map[string]int{"dc1": 1, "dc2": 1}, "dc1")
+	w.setClaim("dc2-0", state.Claim{MED: 500})
+	expectClaim(t, w.decide("dc1-0", unbound), Unconfirmed, 101, "claims 100", w.lowering("dc1-0", 100))
+}
+
 // TestR4ForceOfTheVIPsOwnLadder: 1000, steps of 30, and the line at 2000.
 func TestR4ForceOfTheVIPsOwnLadder(t *testing.T) {
 	for other, want := range map[state.MED]state.MED{state.NoMED: 2000, 2001: 2000, 2000: 1000, 1029: 999, 400: 370, 29: 28} {
