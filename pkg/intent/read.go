@@ -20,6 +20,9 @@ type Object struct {
 	document yamlfile.Document
 }
 
+// JSON is the object as it was written, a YAML document on one line.
+func (o Object) JSON() []byte { return o.document.JSON() }
+
 // Read reads and checks all objects of files and directories, or with "-" of
 // standard input; it says all that is wrong at once.
 func Read(paths []string, stdin io.Reader) ([]Object, error) {

@@ -46,18 +46,7 @@ func (s *Server) Apply(ctx context.Context, r *connect.Request[medwayv1.ApplyReq
 	if err := a.Expect(r.Msg.Revisions); err != nil {
 		return nil, problem(err)
 	}
-	out := &medwayv1.ApplyResponse{Notices: a.Notices}
-	for _, o := range a.Differs {
-		c := &medwayv1.ObjectChange{Key: strings.TrimPrefix(o.Key.String(), state.Prefix), After: string(o.Value)}
-		if was, found := a.Stored(o); found {
-			before := valid(string(was))
-			c.Before = &before
-		}
-		out.Changes = append(out.Changes, c)
-	}
-	for _, c := range a.Preview() {
-		out.Preview = append(out.Preview, &medwayv1.NodeChange{Node: c.Node, Op: c.Op.String(), Object: c.Object, Before: c.Before, After: c.After})
-	}
+	out := a.Answer()
 	if r.Msg.DryRun || len(a.Differs) == 0 {
 		return connect.NewResponse(out), nil
 	}

@@ -30,7 +30,7 @@ func (s *Server) GetState(ctx context.Context, _ *connect.Request[medwayv1.GetSt
 	}
 	for key, e := range have.Entries {
 		if name, ok := strings.CutPrefix(key, state.Prefix); ok {
-			out.Stored[valid(name)] = &medwayv1.Stored{Value: valid(string(e.Value)), Revision: e.ModRevision}
+			out.Stored[valid(name)] = &medwayv1.Stored{Value: valid(string(e.Value)), Revision: e.ModRevision, Lease: e.Lease}
 		}
 	}
 	for _, n := range have.Said {

@@ -10,6 +10,8 @@ import (
 	"github.com/medway-lb/medway/pkg/reconcile"
 	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
+
+	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
 )
 
 // NodeChange is one object of one node's kernel.
@@ -53,6 +55,23 @@ func (a *Applying) Expect(revisions map[string]int64) error {
 		}
 	}
 	return nil
+}
+
+// Answer is what would be written, and what that changes.
+func (a *Applying) Answer() *medwayv1.ApplyResponse {
+	out := &medwayv1.ApplyResponse{Notices: a.Notices}
+	for _, o := range a.Differs {
+		c := &medwayv1.ObjectChange{Key: strings.TrimPrefix(o.Key.String(), state.Prefix), After: string(o.Value)}
+		if was, found := a.Stored(o); found {
+			before := strings.ToValidUTF8(string(was), "\ufffd")
+			c.Before = &before
+		}
+		out.Changes = append(out.Changes, c)
+	}
+	for _, c := range a.Preview() {
+		out.Preview = append(out.Preview, &medwayv1.NodeChange{Node: c.Node, Op: c.Op.String(), Object: c.Object, Before: c.Before, After: c.After})
+	}
+	return out
 }
 
 // Preview is what the objects change in the kernels of nodes, by node. What only a

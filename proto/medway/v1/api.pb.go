@@ -186,7 +186,9 @@ type Stored struct {
 	// As etcd holds it: JSON, or a plain word.
 	Value string `protobuf:"bytes,1,opt,name=value,proto3" json:"value,omitempty"`
 	// When it was written last.
-	Revision      int64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	Revision int64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	// The lease that it is bound to; 0: none.
+	Lease         int64 `protobuf:"varint,3,opt,name=lease,proto3" json:"lease,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -231,6 +233,13 @@ func (x *Stored) GetValue() string {
 func (x *Stored) GetRevision() int64 {
 	if x != nil {
 		return x.Revision
+	}
+	return 0
+}
+
+func (x *Stored) GetLease() int64 {
+	if x != nil {
+		return x.Lease
 	}
 	return 0
 }
@@ -1623,10 +1632,11 @@ const file_medway_v1_api_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\v2\x15.medway.v1.SwitchoverR\x05value:\x028\x01\x1aU\n" +
 	"\x10EvacuationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12+\n" +
-	"\x05value\x18\x02 \x01(\v2\x15.medway.v1.EvacuationR\x05value:\x028\x01\":\n" +
+	"\x05value\x18\x02 \x01(\v2\x15.medway.v1.EvacuationR\x05value:\x028\x01\"P\n" +
 	"\x06Stored\x12\x14\n" +
 	"\x05value\x18\x01 \x01(\tR\x05value\x12\x1a\n" +
-	"\brevision\x18\x02 \x01(\x03R\brevision\"\x0e\n" +
+	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x14\n" +
+	"\x05lease\x18\x03 \x01(\x03R\x05lease\"\x0e\n" +
 	"\fWatchRequest\"b\n" +
 	"\rWatchResponse\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x19\n" +
