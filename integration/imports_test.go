@@ -59,11 +59,12 @@ var mayImport = map[string][]string{
 // exceptions are imports beyond mayImport, with the reason for each. One that no longer exists must go from here.
 var exceptions = []struct{ from, to, reason string }{
 	{"agent", "proto/medway/v1", "it composes the values that it writes: its node, claims, ownership and status"},
-	{"coordinator/cmd/medwayctl", "pkg/state", "until there is a coordinator to ask, it reads and writes etcd itself"},
+	{"coordinator/cmd/medwayctl", "pkg/state", "it shows keys and values, and with --etcd reads and writes them itself"},
 	{"coordinator/cmd/medwayctl", "pkg/intent", "it reads the files of intent"},
-	{"coordinator/cmd/medwayctl", "pkg/store", "until there is a coordinator to ask, it reads and writes etcd itself"},
-	{"coordinator/cmd/medwayctl", "pkg/plan", "until there is a coordinator to ask, it looks itself which node could serve"},
-	{"coordinator/cmd/medwayctl", "coordinator/internal/operation", "until there is a coordinator to ask, it does itself what the API does"},
+	{"coordinator/cmd/medwayctl", "pkg/yamlfile", "it reads its own file strictly"},
+	{"coordinator/cmd/medwayctl", "pkg/store", "with --etcd, where no coordinator lives, it reads and writes etcd itself"},
+	{"coordinator/cmd/medwayctl", "pkg/plan", "with --etcd it looks itself which node could serve"},
+	{"coordinator/cmd/medwayctl", "coordinator/internal/operation", "with --etcd it does itself what the API does"},
 	{"coordinator/cmd/medwayctl", "pkg/pki", "etcd's certificates are made before there can be a coordinator"},
 }
 

@@ -220,7 +220,7 @@ func demandStatus(t *testing.T, url string, cases map[string]Case) {
 	if out, err := exec.Command("go", "build", "-o", binary, "github.com/medway-lb/medway/coordinator/cmd/medwayctl").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	out, err := exec.CommandContext(deadline(t), binary, "--insecure", "--endpoints", url, "status").CombinedOutput()
+	out, err := exec.CommandContext(deadline(t), binary, "--etcd", "--insecure", "--endpoints", url, "status").CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}

@@ -61,10 +61,11 @@ func (l *Lab) Certificate(user string) (cert, key string) {
 	return l.path("pki", user+".pem"), l.path("pki", user+".key")
 }
 
-// EtcdEnvironment makes etcdctl and medwayctl a user's.
+// EtcdEnvironment makes etcdctl and medwayctl a user's, straight on etcd: coordinators
+// run only where somebody has started them.
 func (l *Lab) EtcdEnvironment(user string) []string {
 	cert, key := l.Certificate(user)
-	return []string{"ETCDCTL_CACERT=" + l.CA(), "ETCDCTL_CERT=" + cert, "ETCDCTL_KEY=" + key}
+	return []string{"MEDWAYCTL_ETCD=1", "ETCDCTL_CACERT=" + l.CA(), "ETCDCTL_CERT=" + cert, "ETCDCTL_KEY=" + key}
 }
 
 // InitEtcd gives everybody their rights, and no more, by medwayctl init-etcd.

@@ -106,7 +106,7 @@ func TestFlagsAreChecked(t *testing.T) {
 		{[]string{"apply", "-f", dir, "--dry-run", "--endpoints", "http://127.0.0.1:1"}, "expected https://"},
 		{[]string{"apply"}, `"filename" not set`},
 		{[]string{"apply", "-f", dir, "more"}, "unknown command"},
-		{[]string{"status", "-o", "yaml"}, `flag --output: value "yaml": expected table or json`},
+		{[]string{"status", "-o", "csv"}, `flag --output: value "csv": expected table, json or yaml`},
 		{[]string{"status", "--cacert", "/nowhere/ca"}, "flags --cacert, --cert and --key: open /nowhere/ca"},
 		{[]string{"status", "--cacert", filepath.Join(dir, "a.yaml")}, "expected a file with PEM certificates"},
 		{[]string{"status", "--cert", "/nowhere/c", "--key", "/nowhere/k"}, "flags --cacert, --cert and --key: open /nowhere/"},

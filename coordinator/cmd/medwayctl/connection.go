@@ -70,13 +70,13 @@ func (c *connection) config() (store.Config, error) {
 	return config, nil
 }
 
-// warn says where the client's key is no secret. It hinders nobody: the tool may
-// be needed at once.
-func (c *connection) warn(out io.Writer) {
-	if c.key == "" {
+// warnOf says where a client's key is no secret. It hinders nobody: the tool may be
+// needed at once.
+func warnOf(key string, out io.Writer) {
+	if key == "" {
 		return
 	}
-	if err := store.CheckSecret(c.key); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := store.CheckSecret(key); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		fmt.Fprintln(out, "medwayctl: warning: flag --key:", err)
 	}
 }

@@ -14,7 +14,9 @@ import (
 
 	"github.com/medway-lb/medway/coordinator/internal/operation"
 	"github.com/medway-lb/medway/pkg/state"
-	"github.com/medway-lb/medway/pkg/store"
+
+	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
+	"github.com/medway-lb/medway/proto/medway/v1/medwayv1connect"
 )
 
 // errDeclined ends what a person did not confirm.
@@ -27,10 +29,11 @@ type forgetting struct {
 	yes  bool
 	keep time.Duration
 	in   io.Reader
+	said io.Writer // what is said meanwhile
 }
 
-func forget(c *connection) *cobra.Command {
-	f := forgetting{operator: operator{connection: c}}
+func forget(t *tool) *cobra.Command {
+	f := forgetting{operator: operator{tool: t}}
 	cmd := &cobra.Command{
 		Use:   "forget NODE",
 		Short: "Let go of what a dead node may still announce",
@@ -57,7 +60,10 @@ written.`,
 				return fmt.Errorf("flag --routers-keep: value %s: expected 1s or more", f.keep)
 			}
 			f.Node, f.in = args[0], cmd.InOrStdin()
-			return f.do(cmd, f.run)
+			if err := f.check(cmd); err != nil {
+				return err
+			}
+			return f.run(cmd.Context(), f.progress(cmd))
 		},
 	}
 	f.flags(cmd)
@@ -65,37 +71,97 @@ written.`,
 	cmd.Flags().BoolVar(&f.Delete, "delete", false, "remove all that is stored of the node: it is gone for good")
 	cmd.Flags().BoolVar(&f.yes, "yes", false, "you have looked: no router has a route of the node's")
 	cmd.Flags().DurationVar(&f.keep, "routers-keep", operation.RoutersKeep, "how long routers keep the routes of a dead host")
-	cmd.ValidArgsFunction = completer(c, 1, func(h *operation.Contents, _ []string) []string {
+	cmd.ValidArgsFunction = completer(t, 1, func(h *picture, _ []string) []string {
 		return slices.DeleteFunc(operation.NodeNames(h.Snapshot, h.Said), func(n string) bool { return h.Has(state.Key{Kind: state.KindAlive, A: n}) })
 	})
 	return cmd
 }
 
-func (f *forgetting) run(ctx context.Context, client *store.Client, have *operation.Contents) error {
-	all, err := f.Changes(have)
+func (f *forgetting) run(ctx context.Context, progress io.Writer) error {
+	have, err := f.look(ctx)
+	if err != nil {
+		return err
+	}
+	all, err := f.Changes(have.Contents)
 	switch {
 	case err != nil:
 		return err
 	case len(all) == 0:
-		fmt.Fprintf(f.out, "%s: nothing of it stands in anybody's way\n", f.Node)
-		return nil
+		return f.tell(&medwayv1.ChangeResponse{Done: f.Node + ": nothing of it stands in anybody's way"})
 	case f.dryRun:
-		return f.show(all...)
-	}
-	if err := f.Watch(ctx, client, f.keep, f.report(), f.confirm); err != nil {
-		if errors.Is(err, context.Canceled) {
-			return errDeclined
+		answer := &medwayv1.ChangeResponse{}
+		for _, c := range all {
+			answer.Diff = append(answer.Diff, c.Diff()...)
 		}
+		return f.tell(answer)
+	}
+	f.said = progress
+	var written int
+	if f.etcd {
+		written, err = f.byItself(ctx)
+	} else {
+		written, err = f.asked(ctx)
+	}
+	if err != nil {
 		return err
+	}
+	answer := &medwayv1.ChangeResponse{Done: fmt.Sprintf("%s: forgotten, keys written: %d", f.Node, written)}
+	if f.Delete {
+		answer.Done = fmt.Sprintf("%s: deleted, keys removed: %d", f.Node, written)
+		answer.Notes = []string{"its user in etcd is there yet: medwayctl init-etcd --prune, with all who stay"}
+	}
+	return f.tell(answer)
+}
+
+func (f *forgetting) byItself(ctx context.Context) (written int, err error) {
+	if err := f.Watch(ctx, f.client, f.keep, f.report(), f.confirm); err != nil {
+		if errors.Is(err, context.Canceled) {
+			return 0, errDeclined
+		}
+		return 0, err
 	}
 	// They may have changed meanwhile, such as by a person.
-	if have, err = f.load(ctx, client); err != nil {
-		return err
+	have, err := f.look(ctx)
+	if err != nil {
+		return 0, err
 	}
-	if all, err = f.Changes(have); err != nil {
-		return err
+	all, err := f.Changes(have.Contents)
+	if err != nil {
+		return 0, err
 	}
-	return f.write(ctx, client, all)
+	return f.Write(ctx, f.client, all, f.author, f.timeout)
+}
+
+// asked has a coordinator do it, which watches only once a person has looked.
+func (f *forgetting) asked(ctx context.Context) (written int, err error) {
+	if err := f.confirm(ctx); err != nil {
+		if errors.Is(err, context.Canceled) {
+			return 0, errDeclined
+		}
+		return 0, err
+	}
+	report, done := f.report(), false
+	err = listen(ctx, f.tool, false, medwayv1connect.CoordinatorClient.Forget, &medwayv1.ForgetRequest{
+		Node: f.Node, Reason: f.author.Reason, Delete: f.Delete, RoutersChecked: true, RoutersKeep: f.keep.String(),
+	}, func(answer *medwayv1.ForgetResponse) error {
+		if answer.Written != nil {
+			written, done = int(*answer.Written), true
+			return nil
+		}
+		left, _ := time.ParseDuration(answer.Left)
+		report(left, true)
+		return nil
+	})
+	if err == nil && !done {
+		err = errBroken
+	}
+	switch {
+	case ctx.Err() != nil && !done:
+		return 0, errDeclined
+	case errors.Is(err, errBroken):
+		err = fmt.Errorf("%w: it is not known whether anything was written: do it again", err)
+	}
+	return written, err
 }
 
 // report tells how a watch goes.
@@ -110,7 +176,7 @@ func (f *forgetting) report() func(left time.Duration, reached bool) {
 			text = "etcd can't be reached, waits for it"
 		}
 		first = false
-		fmt.Fprintf(f.out, "%s: %s\n", f.Node, text)
+		fmt.Fprintf(f.said, "%s: %s\n", f.Node, text)
 	}
 }
 
@@ -119,7 +185,7 @@ func (f *forgetting) confirm(ctx context.Context) error {
 	if f.yes {
 		return nil
 	}
-	fmt.Fprintf(f.out, `Look at every router that has sessions with %[1]s: if one of them still has a route from
+	fmt.Fprintf(f.said, `Look at every router that has sessions with %[1]s: if one of them still has a route from
 it, or if the host may live and be cut off from etcd, stop here. Otherwise two sites may get
 the same MED, and calls of the VIPs may be lost.
 Type the node's name to forget it: `, f.Node)
@@ -137,18 +203,4 @@ Type the node's name to forget it: `, f.Node)
 		}
 		return nil
 	}
-}
-
-func (f *forgetting) write(ctx context.Context, client *store.Client, all []*operation.Change) error {
-	written, err := f.Write(ctx, client, all, f.author, f.timeout)
-	if err != nil {
-		return err
-	}
-	if f.Delete {
-		fmt.Fprintf(f.out, "%s: deleted, keys removed: %d\n", f.Node, written)
-		fmt.Fprintf(f.out, "note: its user in etcd is there yet: medwayctl init-etcd --prune, with all who stay\n")
-		return nil
-	}
-	fmt.Fprintf(f.out, "%s: forgotten, keys written: %d\n", f.Node, written)
-	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 	"text/tabwriter"
 	"time"
@@ -13,6 +14,9 @@ import (
 
 	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
+
+	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
+	"github.com/medway-lb/medway/proto/medway/v1/medwayv1connect"
 )
 
 // eventDocument is an event in `history -o json`.
@@ -28,8 +32,8 @@ type eventDocument struct {
 	Error string `json:"error,omitempty"`
 }
 
-func history(c *connection) *cobra.Command {
-	var output string
+func history(t *tool) *cobra.Command {
+	var output form
 	var last int
 	cmd := &cobra.Command{
 		Use:   "history [VIP]",
@@ -38,60 +42,90 @@ func history(c *connection) *cobra.Command {
 drain of a node), the newest last: automatic switchovers, and what people did with
 medwayctl. What was done with etcdctl leaves no trace here.
 
-Exit status: 0 also where there is nothing; 1 if etcd could not be read.`,
+Exit status: 0 also where there is nothing; 1 if nothing could be read.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := checkOutput(output); err != nil {
+			if err := output.check(); err != nil {
 				return err
 			}
 			if last < 0 {
 				return fmt.Errorf("flag --last: value %d: expected 0 or more", last)
 			}
-			prefixes := []string{state.HistoryPrefix}
+			vip := ""
 			if len(args) > 0 {
 				if err := state.CheckName(args[0]); err != nil {
 					return fmt.Errorf("VIP: %w", err)
 				}
-				prefixes = []string{state.HistoryOf(args[0]), state.HistoryOf("")}
+				vip = args[0]
 			}
-			ctx, cancel := context.WithTimeout(cmd.Context(), c.timeout)
-			defer cancel()
-			client, err := c.open()
+			list, err := t.history(cmd.Context(), vip, last)
+			if err == nil && vip != "" && len(list) == 0 {
+				err = t.mustExist(cmd.Context(), vip)
+			}
 			if err != nil {
 				return err
 			}
-			defer client.Close()
-			var entries []store.Entry
-			for _, prefix := range prefixes {
-				more, _, err := client.List(ctx, prefix)
-				if err != nil {
-					return fmt.Errorf("read %s: %w", prefix, err)
-				}
-				entries = append(entries, more...)
-			}
-			list := events(entries)
-			if len(args) > 0 && len(entries) == 0 {
-				_, there, err := client.Get(ctx, state.Key{Kind: state.KindVIP, A: args[0]}.String())
-				if err != nil {
-					return err
-				}
-				if !there {
-					return fmt.Errorf("VIP %s does not exist, and has no history", state.Quote(args[0]))
-				}
-			}
-			if last > 0 && len(list) > last {
-				list = list[len(list)-last:]
-			}
-			if output == "json" {
-				return writeDocument(cmd.OutOrStdout(), list)
-			}
-			return writeEvents(cmd.OutOrStdout(), list)
+			return output.write(cmd.OutOrStdout(), list, func() error { return writeEvents(cmd.OutOrStdout(), list) })
 		},
 	}
-	outputFlag(cmd, &output)
+	output.flag(cmd)
 	cmd.Flags().IntVarP(&last, "last", "n", 50, "how many of the newest; 0: all")
-	cmd.ValidArgsFunction = completer(c, 1, allVIPs)
+	cmd.ValidArgsFunction = completer(t, 1, allVIPs)
 	return cmd
+}
+
+// history is what was done to a VIP, or with "" to everything: the newest ones, 0 is all.
+func (t *tool) history(ctx context.Context, vip string, last int) ([]eventDocument, error) {
+	if !t.etcd {
+		if last == 0 {
+			last = math.MaxInt32
+		}
+		answer, err := ask(ctx, t, true, medwayv1connect.CoordinatorClient.GetHistory, &medwayv1.GetHistoryRequest{Vip: vip, Last: uint32(last)})
+		return told(answer), err
+	}
+	ctx, cancel := context.WithTimeout(ctx, t.timeout)
+	defer cancel()
+	client, err := t.store()
+	if err != nil {
+		return nil, err
+	}
+	prefixes := []string{state.HistoryPrefix}
+	if vip != "" {
+		prefixes = []string{state.HistoryOf(vip), state.HistoryOf("")}
+	}
+	var entries []store.Entry
+	for _, prefix := range prefixes {
+		more, _, err := client.List(ctx, prefix)
+		if err != nil {
+			return nil, fmt.Errorf("read %s: %w", prefix, err)
+		}
+		entries = append(entries, more...)
+	}
+	list := events(entries)
+	if last > 0 && len(list) > last {
+		list = list[len(list)-last:]
+	}
+	return list, nil
+}
+
+// told are the events that a coordinator tells of.
+func told(answer *medwayv1.GetHistoryResponse) []eventDocument {
+	list := []eventDocument{}
+	for _, e := range answer.GetEvents() {
+		at, _ := time.Parse(time.RFC3339Nano, e.Event.GetAt())
+		list = append(list, eventDocument{
+			VIP: e.Vip, At: at, What: e.Event.GetWhat(), From: e.Event.GetFrom(), To: e.Event.GetTo(), By: e.Event.GetBy(), Reason: e.Event.GetReason(),
+		})
+	}
+	return list
+}
+
+func (t *tool) mustExist(ctx context.Context, vip string) error {
+	have, err := t.look(ctx)
+	if err == nil && !have.Has(state.Key{Kind: state.KindVIP, A: vip}) {
+		err = fmt.Errorf("VIP %s does not exist, and has no history", state.Quote(vip))
+	}
+	return err
 }
 
 // events are those of the entries, the newest last. One that can't be read is

@@ -10,11 +10,13 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/medway-lb/medway/coordinator/internal/operation"
-	"github.com/medway-lb/medway/pkg/store"
+
+	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
+	"github.com/medway-lb/medway/proto/medway/v1/medwayv1connect"
 )
 
-func unlock(c *connection) *cobra.Command {
-	o := operator{connection: c}
+func unlock(t *tool) *cobra.Command {
+	o := operator{tool: t}
 	cmd := &cobra.Command{
 		Use:   "unlock VIP",
 		Short: "Allow one automatic switchover again",
@@ -26,16 +28,22 @@ Exit status: 0 done; 1 an error, or it is not locked; 2 with --dry-run: somethin
 would be written.`,
 		Args: exactlyOne("a VIP"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return o.do(cmd, func(ctx context.Context, client *store.Client, have *operation.Contents) error {
-				change, err := operation.Unlock(have, args[0])
-				_, err = o.make(ctx, client, change, err)
-				return err
+			_, err := o.change(cmd, o.vipAsked(medwayv1connect.CoordinatorClient.Unlock, args[0]), func(have *operation.Contents) (*operation.Change, error) {
+				return operation.Unlock(have, args[0])
 			})
+			return err
 		},
 	}
 	o.flags(cmd)
-	cmd.ValidArgsFunction = completer(c, 1, func(h *operation.Contents, _ []string) []string { return slices.Sorted(maps.Keys(h.Locks)) })
+	cmd.ValidArgsFunction = completer(t, 1, func(h *picture, _ []string) []string { return slices.Sorted(maps.Keys(h.Locks)) })
 	return cmd
+}
+
+// vipAsked is a request that concerns a VIP, or with "" all.
+func (o *operator) vipAsked(m method[medwayv1.VIPRequest, medwayv1.ChangeResponse], vip string) asked {
+	return func(ctx context.Context) (*medwayv1.ChangeResponse, error) {
+		return ask(ctx, o.tool, o.dryRun, m, &medwayv1.VIPRequest{Vip: vip, All: vip == "", Reason: o.author.Reason, DryRun: o.dryRun})
+	}
 }
 
 // pauseTarget is the VIP that a pause concerns, "" for all.
@@ -49,8 +57,8 @@ func pauseTarget(args []string, all bool) (vip string, err error) {
 	return args[0], nil
 }
 
-func pause(c *connection) *cobra.Command {
-	o, all := operator{connection: c}, false
+func pause(t *tool) *cobra.Command {
+	o, all := operator{tool: t}, false
 	cmd := &cobra.Command{
 		Use:   "pause VIP | --all",
 		Short: "Switch nothing automatically for now",
@@ -66,22 +74,21 @@ be written.`,
 			if err != nil {
 				return err
 			}
-			return o.do(cmd, func(ctx context.Context, client *store.Client, have *operation.Contents) error {
-				change, err := operation.Pause(have, vip, o.author, time.Now())
-				_, err = o.make(ctx, client, change, err)
-				return err
+			_, err = o.change(cmd, o.vipAsked(medwayv1connect.CoordinatorClient.Pause, vip), func(have *operation.Contents) (*operation.Change, error) {
+				return operation.Pause(have, vip, o.author, time.Now())
 			})
+			return err
 		},
 	}
 	o.flags(cmd)
 	_ = cmd.MarkFlagRequired("reason")
 	cmd.Flags().BoolVar(&all, "all", false, "all VIPs, those of the future too")
-	cmd.ValidArgsFunction = completer(c, 1, allVIPs)
+	cmd.ValidArgsFunction = completer(t, 1, allVIPs)
 	return cmd
 }
 
-func resume(c *connection) *cobra.Command {
-	o, all := operator{connection: c}, false
+func resume(t *tool) *cobra.Command {
+	o, all := operator{tool: t}, false
 	cmd := &cobra.Command{
 		Use:   "resume VIP | --all",
 		Short: "Take a pause back",
@@ -95,15 +102,14 @@ would be written.`,
 			if err != nil {
 				return err
 			}
-			return o.do(cmd, func(ctx context.Context, client *store.Client, have *operation.Contents) error {
-				change, err := operation.Resume(have, vip)
-				_, err = o.make(ctx, client, change, err)
-				return err
+			_, err = o.change(cmd, o.vipAsked(medwayv1connect.CoordinatorClient.Resume, vip), func(have *operation.Contents) (*operation.Change, error) {
+				return operation.Resume(have, vip)
 			})
+			return err
 		},
 	}
 	o.flags(cmd)
 	cmd.Flags().BoolVar(&all, "all", false, "the pause of all VIPs")
-	cmd.ValidArgsFunction = completer(c, 1, func(h *operation.Contents, _ []string) []string { return slices.Sorted(maps.Keys(h.Pauses)) })
+	cmd.ValidArgsFunction = completer(t, 1, func(h *picture, _ []string) []string { return slices.Sorted(maps.Keys(h.Pauses)) })
 	return cmd
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -15,22 +14,22 @@ import (
 
 	"github.com/medway-lb/medway/coordinator/internal/operation"
 	"github.com/medway-lb/medway/pkg/state"
-	"github.com/medway-lb/medway/pkg/store"
 
 	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
+	"github.com/medway-lb/medway/proto/medway/v1/medwayv1connect"
 )
 
-func node(c *connection) *cobra.Command {
+func node(t *tool) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "node", Short: "Take a node out of service and back, and list all nodes", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(drain(c), undrain(c), listNodes(c))
+	cmd.AddCommand(drain(t), undrain(t), listNodes(t))
 	return cmd
 }
 
-func drain(c *connection) *cobra.Command {
-	o, w := operator{connection: c}, waiting{}
+func drain(t *tool) *cobra.Command {
+	o, w := operator{tool: t}, waiting{}
 	cmd := &cobra.Command{
 		Use:   "drain NODE",
 		Short: "Take a node out of service",
@@ -49,51 +48,47 @@ would be written; 3 the drain is in force, and --wait has not seen its end.`,
 			if err := w.check(cmd, "wait", o.dryRun); err != nil {
 				return err
 			}
-			return o.do(cmd, func(ctx context.Context, client *store.Client, have *operation.Contents) error {
-				change, err := operation.Drain(have, args[0], o.author, time.Now())
-				revision, err := o.make(ctx, client, change, err)
-				if err != nil || !w.on {
-					return err
-				}
-				return o.until(ctx, w.limit, func(ctx context.Context) (string, bool, error) {
-					return drained(ctx, client, args[0], revision)
-				})
+			answer, err := o.change(cmd, o.nodeAsked(medwayv1connect.CoordinatorClient.Drain, args[0]), func(have *operation.Contents) (*operation.Change, error) {
+				return operation.Drain(have, args[0], o.author, time.Now())
+			})
+			if err != nil || !w.on {
+				return err
+			}
+			return o.until(cmd.Context(), w.limit, showing(o.progress(cmd)), func(p *picture) (string, bool, error) {
+				return drained(p, args[0], answer.Revision)
 			})
 		},
 	}
 	o.flags(cmd)
 	w.flags(cmd, "wait", "follow until the node announces nothing")
-	cmd.ValidArgsFunction = completer(c, 1, allNodes)
+	cmd.ValidArgsFunction = completer(t, 1, allNodes)
 	return cmd
+}
+
+// nodeAsked is a request that concerns a node.
+func (o *operator) nodeAsked(m method[medwayv1.NodeRequest, medwayv1.ChangeResponse], node string) asked {
+	return func(ctx context.Context) (*medwayv1.ChangeResponse, error) {
+		return ask(ctx, o.tool, o.dryRun, m, &medwayv1.NodeRequest{Node: node, Reason: o.author.Reason, DryRun: o.dryRun})
+	}
 }
 
 // drained looks how far a drained node is, as it says itself. What it said before
 // it knew of the drain does not count.
-func drained(ctx context.Context, client *store.Client, name string, since int64) (line string, done bool, err error) {
-	_, ordered, err := client.Get(ctx, operation.DrainKey(name).String())
-	if err != nil {
-		return "", false, err
-	}
-	if !ordered {
+func drained(p *picture, name string, since int64) (line string, done bool, err error) {
+	if !p.Has(operation.DrainKey(name)) {
 		return "", false, fmt.Errorf("node %s: somebody took the drain back", name)
 	}
-	alive, err := living(ctx, client)
-	if err != nil {
-		return "", false, err
-	}
-	entry, found, err := client.Get(ctx, state.StatusPrefix+name)
-	if err != nil {
-		return "", false, err
-	}
-	status, bad := state.DecodeStatus(entry.Value)
+	_, alive := p.Alive[name]
+	n := slices.IndexFunc(p.Said, func(s *medwayv1.Status) bool { return s.Node == name })
 	switch {
-	case !alive[name]:
+	case !alive:
 		return name + " does not hold its lease: it is dead, or cut off and may announce yet", false, nil
-	case !found || bad != nil:
+	case n < 0:
 		return name + " has not said yet what it announces", false, nil
-	case status.Revision < since:
-		return fmt.Sprintf("%s acts on revision %d, and not yet on %d", name, status.Revision, since), false, nil
+	case p.Said[n].Revision < since:
+		return fmt.Sprintf("%s acts on revision %d, and not yet on %d", name, p.Said[n].Revision, since), false, nil
 	}
+	status := p.Said[n]
 	var waits []string
 	for _, v := range status.Vips {
 		// The claim goes when routers have taken the withdrawal (PROTOCOL R3).
@@ -107,8 +102,8 @@ func drained(ctx context.Context, client *store.Client, name string, since int64
 	return fmt.Sprintf("%s announces %d of %d VIPs: %s", name, len(waits), len(status.Vips), waits[0]), false, nil
 }
 
-func undrain(c *connection) *cobra.Command {
-	o := operator{connection: c}
+func undrain(t *tool) *cobra.Command {
+	o := operator{tool: t}
 	cmd := &cobra.Command{
 		Use:   "undrain NODE",
 		Short: "Take a node back into service",
@@ -119,15 +114,14 @@ Exit status: 0 done; 1 an error, or it is not drained; 2 with --dry-run: somethi
 would be written.`,
 		Args: exactlyOne("a node"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return o.do(cmd, func(ctx context.Context, client *store.Client, have *operation.Contents) error {
-				change, err := operation.Undrain(have, args[0])
-				_, err = o.make(ctx, client, change, err)
-				return err
+			_, err := o.change(cmd, o.nodeAsked(medwayv1connect.CoordinatorClient.Undrain, args[0]), func(have *operation.Contents) (*operation.Change, error) {
+				return operation.Undrain(have, args[0])
 			})
+			return err
 		},
 	}
 	o.flags(cmd)
-	cmd.ValidArgsFunction = completer(c, 1, func(h *operation.Contents, _ []string) []string { return slices.Sorted(maps.Keys(h.Drains)) })
+	cmd.ValidArgsFunction = completer(t, 1, func(h *picture, _ []string) []string { return slices.Sorted(maps.Keys(h.Drains)) })
 	return cmd
 }
 
@@ -148,8 +142,8 @@ type nodeDocument struct {
 	state string
 }
 
-func listNodes(c *connection) *cobra.Command {
-	var output string
+func listNodes(t *tool) *cobra.Command {
+	var output form
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "Show every node: where it is, whether it lives, what it owns",
@@ -157,26 +151,21 @@ func listNodes(c *connection) *cobra.Command {
 connection table was lost and has not caught up) or drained, the VIPs that it owns
 in its site, and since when it lives.
 
-Exit status: 0 also where nodes are silent; 1 if etcd could not be read.`,
+Exit status: 0 also where nodes are silent; 1 if nothing could be read.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := checkOutput(output); err != nil {
+			if err := output.check(); err != nil {
 				return err
 			}
-			ctx, cancel := context.WithTimeout(cmd.Context(), c.timeout)
-			defer cancel()
-			snapshot, nodes, err := read(ctx, c)
+			have, err := t.look(cmd.Context())
 			if err != nil {
 				return err
 			}
-			list := nodeList(snapshot, nodes, time.Now())
-			if output == "json" {
-				return writeDocument(cmd.OutOrStdout(), list)
-			}
-			return writeNodes(cmd.OutOrStdout(), list)
+			list := nodeList(have.Snapshot, have.Said, time.Now())
+			return output.write(cmd.OutOrStdout(), list, func() error { return writeNodes(cmd.OutOrStdout(), list) })
 		},
 	}
-	outputFlag(cmd, &output)
+	output.flag(cmd)
 	return cmd
 }
 
@@ -232,26 +221,4 @@ func writeNodes(out io.Writer, list []nodeDocument) error {
 			n.Sessions, cold, drained, orDash(owns), n.state)
 	}
 	return w.Flush()
-}
-
-// outputFlag is -o of the commands that show something.
-func outputFlag(cmd *cobra.Command, output *string) {
-	cmd.Flags().StringVarP(output, "output", "o", "table", "table or json")
-	completeWith(cmd, "output", "table", "json")
-}
-
-func checkOutput(output string) error {
-	if output != "table" && output != "json" {
-		return fmt.Errorf("flag --output: value %q: expected table or json", output)
-	}
-	return nil
-}
-
-func writeDocument(out io.Writer, d any) error {
-	text, err := json.MarshalIndent(d, "", "  ")
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprintf(out, "%s\n", text)
-	return err
 }

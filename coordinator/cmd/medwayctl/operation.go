@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,19 +27,25 @@ var errNotYet = errors.New("what was written stands, but is not carried out yet"
 
 // operator is a person who makes a change: who, why, or whether only to look.
 type operator struct {
-	*connection
+	*tool
 	author operation.Author
 	dryRun bool
+	form   form
 	out    io.Writer
 }
 
 // flags adds the flags that all changes have; those that take a reason have
 // --reason.
 func (o *operator) flags(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&o.author.By, "by", person(), "`who` does it, for the history")
-	cmd.Flags().StringVar(&o.author.Reason, "reason", "", "`why`, for others and for the history")
+	cmd.Flags().StringVar(&o.author.By, "by", person(), "with --etcd: `who` does it, for the history; a coordinator knows by the token")
+	o.reasonFlag(cmd)
 	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "show what would be written and write nothing")
 	completeWith(cmd, "by")
+	o.form.flag(cmd)
+}
+
+func (o *operator) reasonFlag(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&o.author.Reason, "reason", "", "`why`, for others and for the history")
 	completeWith(cmd, "reason")
 }
 
@@ -55,80 +62,107 @@ func person() string {
 
 // check looks at the flags; the words in them are stored.
 func (o *operator) check(cmd *cobra.Command) error {
+	o.out = cmd.OutOrStdout()
 	// One that must be given must say something.
-	if f := cmd.Flag("reason"); f.Changed && strings.TrimSpace(o.author.Reason) == "" && f.Annotations[cobra.BashCompOneRequiredFlag] != nil {
+	if f := cmd.Flag("reason"); f != nil && f.Changed && strings.TrimSpace(o.author.Reason) == "" && f.Annotations[cobra.BashCompOneRequiredFlag] != nil {
 		return fmt.Errorf("flag --reason: value %s: expected a few words", state.Quote(o.author.Reason))
 	}
-	return flagError(o.author.Check())
+	if f := cmd.Flag("by"); f != nil && f.Changed && !o.etcd {
+		return errors.New("flag --by: a coordinator knows by the token who you are: expected --etcd beside it")
+	}
+	author := o.author
+	author.By = cmp.Or(author.By, map[bool]string{false: "whose token it is"}[o.etcd])
+	return errors.Join(o.form.check(), flagError(author.Check()))
 }
 
-// do checks, reads all that is stored, and has the change made.
-func (o *operator) do(cmd *cobra.Command, f func(context.Context, *store.Client, *operation.Contents) error) error {
+// asked has a coordinator make a change.
+type asked = func(context.Context) (*medwayv1.ChangeResponse, error)
+
+// change has a change made by a coordinator, or makes it on etcd, and tells.
+func (o *operator) change(cmd *cobra.Command, ask asked, make func(*operation.Contents) (*operation.Change, error)) (*medwayv1.ChangeResponse, error) {
 	if err := o.check(cmd); err != nil {
-		return err
+		return nil, err
 	}
-	o.out = cmd.OutOrStdout()
-	client, err := o.open()
+	if o.etcd {
+		ask = func(ctx context.Context) (*medwayv1.ChangeResponse, error) { return o.onEtcd(ctx, make) }
+	}
+	answer, err := ask(cmd.Context())
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer client.Close()
-	have, err := o.load(cmd.Context(), client)
-	if err != nil {
-		return err
-	}
-	return f(cmd.Context(), client, have)
+	return answer, o.tell(answer)
 }
 
-func (o *operator) load(ctx context.Context, client *store.Client) (*operation.Contents, error) {
-	ctx, cancel := context.WithTimeout(ctx, o.timeout)
-	defer cancel()
-	return operation.Load(ctx, client)
-}
-
-// make has a change made, or shown with --dry-run.
-func (o *operator) make(ctx context.Context, client *store.Client, c *operation.Change, err error) (revision int64, _ error) {
+// onEtcd is what a coordinator does with a change.
+func (o *operator) onEtcd(ctx context.Context, make func(*operation.Contents) (*operation.Change, error)) (*medwayv1.ChangeResponse, error) {
+	have, err := o.look(ctx)
 	if err != nil {
-		return 0, flagError(err)
+		return nil, err
 	}
-	if c.Already != "" {
-		fmt.Fprintln(o.out, c.Already)
-		return c.Since, nil
+	c, err := make(have.Contents)
+	if err != nil {
+		return nil, flagError(err)
 	}
-	if o.dryRun {
-		err = o.show(c)
-	} else {
+	answer := &medwayv1.ChangeResponse{Notes: c.Notes}
+	switch {
+	case c.Already != "":
+		answer.Done, answer.Revision = c.Already, c.Since
+	case o.dryRun:
+		answer.Diff = c.Diff()
+	default:
 		ctx, cancel := context.WithTimeout(ctx, o.timeout)
 		defer cancel()
-		if revision, err = c.Commit(ctx, client, o.author); err != nil {
-			return 0, err
+		if answer.Revision, err = c.Commit(ctx, o.client, o.author); err != nil {
+			return nil, err
 		}
-		fmt.Fprintln(o.out, c.Done(revision))
+		answer.Done = c.Done(answer.Revision)
 	}
-	for _, note := range c.Notes {
-		fmt.Fprintln(o.out, "note:", note)
-	}
-	return revision, err
+	return answer, nil
 }
 
-// show tells what changes would do, key by key.
-func (o *operator) show(all ...*operation.Change) error {
-	for _, c := range all {
-		for _, line := range c.Diff() {
-			fmt.Fprintln(o.out, line)
+// tell shows what a change has done, or would do.
+func (o *operator) tell(answer *medwayv1.ChangeResponse) error {
+	err := o.form.write(o.out, answer, func() error {
+		for _, line := range answer.Diff {
+			fmt.Fprintln(o.out, state.Line(line))
 		}
+		if answer.Done != "" {
+			fmt.Fprintln(o.out, state.Line(answer.Done))
+		}
+		for _, note := range answer.Notes {
+			fmt.Fprintln(o.out, "note:", state.Line(note))
+		}
+		return nil
+	})
+	if err == nil && answer.Done == "" {
+		return errDiffers
 	}
-	return errDiffers
+	return err
 }
+
+// progress is where it is shown how something goes on: not in what a program reads.
+func (o *operator) progress(cmd *cobra.Command) io.Writer {
+	if o.form.forPeople() {
+		return cmd.OutOrStdout()
+	}
+	return cmd.ErrOrStderr()
+}
+
+// argument are fields that a person gives without a flag.
+var argument = map[string]string{"vip": "VIP", "site": "site", "node": "node"}
 
 // flagError names a field that a person gave by its flag.
 func flagError(err error) error {
-	if f := (state.FieldError{}); errors.As(err, &f) {
-		name := f.Field
-		f.Field = ""
-		return fmt.Errorf("flag --%s: %w", name, f)
+	f := state.FieldError{}
+	if !errors.As(err, &f) {
+		return err
 	}
-	return err
+	name, _, _ := strings.Cut(f.Field, "[")
+	f.Field = ""
+	if what, ok := argument[name]; ok {
+		return fmt.Errorf("%s: %w", what, f)
+	}
+	return fmt.Errorf("flag --%s: %w", strings.ReplaceAll(name, "_", "-"), f)
 }
 
 func keysOf[V any](m map[string]V) map[string]bool {
@@ -139,20 +173,16 @@ func keysOf[V any](m map[string]V) map[string]bool {
 	return out
 }
 
-// completer offers the shell names that etcd has, for an argument or a flag.
-func completer(c *connection, most int, names func(h *operation.Contents, args []string) []string) cobra.CompletionFunc {
+// completer offers the shell names that are there, for an argument or a flag.
+func completer(t *tool, most int, names func(p *picture, args []string) []string) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 		if most > 0 && len(args) >= most {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
 		ctx, cancel := context.WithTimeout(cmd.Context(), completionTime)
 		defer cancel()
-		client, err := c.open()
-		if err != nil {
-			return nil, cobra.ShellCompDirectiveNoFileComp
-		}
-		defer client.Close()
-		have, err := operation.Load(ctx, client)
+		defer t.close()
+		have, err := t.look(ctx)
 		if err != nil {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
@@ -162,9 +192,9 @@ func completer(c *connection, most int, names func(h *operation.Contents, args [
 	}
 }
 
-func allVIPs(h *operation.Contents, _ []string) []string { return vipNames(h.Snapshot, h.Said) }
+func allVIPs(h *picture, _ []string) []string { return vipNames(h.Snapshot, h.Said) }
 
-func allNodes(h *operation.Contents, _ []string) []string {
+func allNodes(h *picture, _ []string) []string {
 	return operation.NodeNames(h.Snapshot, h.Said)
 }
 
@@ -195,70 +225,55 @@ func (w *waiting) check(cmd *cobra.Command, name string, dryRun bool) error {
 // second at most.
 const pollInterval = 500 * time.Millisecond
 
+// unreachable says of an error that nobody could be asked.
+func unreachable(err error) bool {
+	var none *unreachableError
+	return store.Disconnected(err) || errors.As(err, &none)
+}
+
 // until looks again and again until it sees what is waited for, and shows each
-// line that is new. That etcd can't be reached ends nothing.
-func (o *operator) until(ctx context.Context, limit time.Duration, look func(context.Context) (line string, done bool, err error)) error {
-	began, last := time.Now(), ""
+// line that is new. That nobody can be asked ends nothing.
+func (t *tool) until(ctx context.Context, limit time.Duration, show display, seen func(*picture) (line string, done bool, err error)) error {
 	var over <-chan time.Time
 	if limit > 0 {
 		over = time.After(limit)
 	}
 	ticker := time.NewTicker(pollInterval)
 	defer ticker.Stop()
+	defer show.close()
 	for {
-		one, cancel := context.WithTimeout(ctx, o.timeout)
-		line, done, err := look(one)
-		cancel()
-		if err != nil && !store.Disconnected(err) && ctx.Err() == nil {
+		line, done := "", false
+		p, err := t.look(ctx)
+		if err == nil {
+			line, done, err = seen(p)
+		}
+		switch {
+		case err == nil:
+		case ctx.Err() != nil:
+			return errNotYet
+		case !unreachable(err):
 			return err
-		}
-		if err != nil {
+		case t.etcd:
 			line = "etcd can't be reached"
+		default:
+			line = "no coordinator can be reached"
 		}
-		if line != last && ctx.Err() == nil {
-			fmt.Fprintf(o.out, "%5.1fs  %s\n", time.Since(began).Seconds(), state.Line(line))
-			last = line
+		line = state.Line(line)
+		if ctx.Err() == nil {
+			show.line(line)
 		}
-		if done && err == nil {
+		if done {
 			return nil
 		}
 		select {
 		case <-ctx.Done():
 			return errNotYet
 		case <-over:
-			return fmt.Errorf("%w: waited %s: %s", errNotYet, limit, state.Line(last))
+			return fmt.Errorf("%w: waited %s: %s", errNotYet, limit, line)
 		case <-ticker.C:
 		}
 	}
 }
 
-// statuses is what nodes said last, by node, without those that can't be read.
-func statuses(ctx context.Context, client *store.Client) ([]*medwayv1.Status, error) {
-	entries, _, err := client.List(ctx, state.StatusPrefix)
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", state.StatusPrefix, err)
-	}
-	var out []*medwayv1.Status
-	for _, e := range entries {
-		if s, err := state.DecodeStatus(e.Value); err == nil {
-			out = append(out, s)
-		}
-	}
-	return out, nil
-}
-
 // living are the nodes that hold their lease.
-func living(ctx context.Context, client *store.Client) (map[string]bool, error) {
-	prefix := state.Key{Kind: state.KindAlive}.String() + "/"
-	entries, _, err := client.List(ctx, prefix)
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", prefix, err)
-	}
-	out := map[string]bool{}
-	for _, e := range entries {
-		if e.Lease != 0 {
-			out[strings.TrimPrefix(e.Key, prefix)] = true
-		}
-	}
-	return out, nil
-}
+func living(p *picture) map[string]bool { return keysOf(p.Alive) }

@@ -20,8 +20,8 @@ import (
 	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
 )
 
-func status(c *connection) *cobra.Command {
-	var output string
+func status(t *tool) *cobra.Command {
+	var output form
 	cmd := &cobra.Command{
 		Use:   "status [VIP...]",
 		Short: "Show what every node does for every VIP",
@@ -30,53 +30,49 @@ announces and why, its connections, the packets a second (PPS) of established on
 BGP sessions, whether the VIP may switch by itself (AUTO: on, off,
 locked or paused), and all that is wrong with keys and nodes.
 
-Exit status: 0 also where something is wrong; 1 if etcd could not be read.`,
+Exit status: 0 also where something is wrong; 1 if nothing could be read.`,
 		RunE: func(cmd *cobra.Command, vips []string) error {
-			if err := checkOutput(output); err != nil {
+			if err := output.check(); err != nil {
 				return err
 			}
-			ctx, cancel := context.WithTimeout(cmd.Context(), c.timeout)
-			defer cancel()
+			ctx := cmd.Context()
 			// It takes its time where a member is silent: let that not add up.
 			members := make(chan []state.Fault, 1)
-			go func() { members <- c.members(ctx, time.Now()) }()
-			snapshot, nodes, err := read(ctx, c)
+			go func() {
+				ctx, cancel := context.WithTimeout(ctx, t.timeout)
+				defer cancel()
+				members <- t.membersFaults(ctx)
+			}()
+			have, err := t.look(ctx)
 			if err != nil {
 				return err
 			}
-			snapshot.Faults = slices.Concat(snapshot.Faults, <-members)
-			known := vipNames(snapshot, nodes)
+			have.Faults = slices.Concat(have.Faults, <-members)
+			known := vipNames(have.Snapshot, have.Said)
 			for _, vip := range vips {
 				if !slices.Contains(known, vip) {
 					return fmt.Errorf("VIP %q does not exist", vip)
 				}
 			}
-			if output == "json" {
-				return writeJSON(cmd.OutOrStdout(), snapshot, nodes, vips)
-			}
-			return writeTable(cmd.OutOrStdout(), snapshot, nodes, vips, time.Now())
+			out := cmd.OutOrStdout()
+			return output.write(out, documentOf(have, vips), func() error { return writeTable(out, have, vips, time.Now()) })
 		},
 	}
-	outputFlag(cmd, &output)
-	cmd.ValidArgsFunction = completer(c, 0, allVIPs)
+	output.flag(cmd)
+	cmd.ValidArgsFunction = completer(t, 0, allVIPs)
 	return cmd
 }
 
-// read gets what is stored and what the nodes say of themselves.
-func read(ctx context.Context, c *connection) (*state.Snapshot, []*medwayv1.Status, error) {
-	client, err := c.open()
-	if err != nil {
-		return nil, nil, err
+// membersFaults looks at etcd's members, where it is known here which these are.
+func (t *tool) membersFaults(ctx context.Context) []state.Fault {
+	if !t.etcd {
+		return nil
 	}
-	defer client.Close()
-	have, err := operation.Load(ctx, client)
-	if err != nil {
-		return nil, nil, err
-	}
-	return have.Snapshot, have.Said, nil
+	return t.members(ctx, time.Now())
 }
 
-func writeTable(out io.Writer, s *state.Snapshot, nodes []*medwayv1.Status, only []string, now time.Time) error {
+func writeTable(out io.Writer, p *picture, only []string, now time.Time) error {
+	s, nodes := p.Snapshot, p.Said
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "VIP\tTARGET\tAUTO\tSITE\tNODE\tOWNER\tROLE\tMED\tCLAIM\tACTIVE\tINACT\tPPS\tBGP\tNODE STATE")
 	var why, locks []string
@@ -122,6 +118,7 @@ func writeTable(out io.Writer, s *state.Snapshot, nodes []*medwayv1.Status, only
 	}
 	section(out, "Why", why)
 	section(out, "Nothing moves for VIPs of these nodes: they have not joined the epoch, which is new after a restore of etcd", notJoined(s))
+	section(out, "Planned switchovers under way (medwayctl watch)", underWay(p, only))
 	section(out, "Locks (nothing is switched automatically until medwayctl unlock VIP)", locks)
 	section(out, "Paused (nothing is switched automatically until medwayctl resume)", pauses(s, only))
 	section(out, "Drained (announces nothing until medwayctl node undrain NODE)", drains(s))
@@ -130,6 +127,21 @@ func writeTable(out io.Writer, s *state.Snapshot, nodes []*medwayv1.Status, only
 	section(out, "Faults", faults(s, nodes))
 	section(out, "Notices", notices(s))
 	return nil
+}
+
+// underWay are the planned switchovers and evacuations that are not over.
+func underWay(p *picture, only []string) (lines []string) {
+	for _, site := range slices.Sorted(maps.Keys(p.evacuations)) {
+		if e := p.evacuations[site]; e.Result == "" {
+			lines = append(lines, fmt.Sprintf("evacuation of %s, by %s: %s", site, e.By, cmp.Or(e.WaitsFor, "begins")))
+		}
+	}
+	for _, vip := range slices.Sorted(maps.Keys(p.switchovers)) {
+		if r := p.switchovers[vip]; r.Result == "" && (len(only) == 0 || slices.Contains(only, vip)) {
+			lines = append(lines, fmt.Sprintf("%s: %s to %s, by %s: %s: %s", vip, r.From, r.To, r.By, r.Step, cmp.Or(r.WaitsFor, "goes on")))
+		}
+	}
+	return lines
 }
 
 // heard shows what a node says; of one that is silent in parentheses, since it may be

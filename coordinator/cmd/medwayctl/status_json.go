@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"io"
 	"maps"
 	"slices"
 	"time"
@@ -30,6 +29,9 @@ type document struct {
 	Nodes     []json.RawMessage `json:"nodes"` // what each said last of itself
 	Faults    []faultDocument   `json:"faults"`
 	Notices   []faultDocument   `json:"notices"`
+	// The last planned switchover of each VIP, and the last evacuation of each site.
+	Switchovers map[string]json.RawMessage `json:"switchovers"`
+	Evacuations map[string]json.RawMessage `json:"evacuations"`
 }
 
 type vipDocument struct {
@@ -71,11 +73,13 @@ type faultDocument struct {
 	Reason string `json:"reason"`
 }
 
-func writeJSON(out io.Writer, s *state.Snapshot, nodes []*medwayv1.Status, only []string) error {
+func documentOf(p *picture, only []string) document {
+	s, nodes := p.Snapshot, p.Said
 	d := document{
 		Revision: s.Revision, VIPs: []vipDocument{}, Alive: slices.AppendSeq([]string{}, maps.Keys(s.Alive)),
 		Cold: []string{}, Drains: map[string]*orderDocument{}, Epoch: s.Epoch.Word, NotJoined: append([]string{}, unjoined(s)...),
 		Nodes: []json.RawMessage{}, Faults: []faultDocument{}, Notices: []faultDocument{},
+		Switchovers: map[string]json.RawMessage{}, Evacuations: map[string]json.RawMessage{},
 	}
 	slices.Sort(d.Alive)
 	for _, name := range d.Alive {
@@ -123,5 +127,13 @@ func writeJSON(out io.Writer, s *state.Snapshot, nodes []*medwayv1.Status, only 
 		}
 		*list = append(*list, faultDocument{f.Key, f.Reason})
 	}
-	return writeDocument(out, d)
+	for vip, r := range p.switchovers {
+		if shown(vip) {
+			d.Switchovers[vip] = state.Encode(r)
+		}
+	}
+	for site, r := range p.evacuations {
+		d.Evacuations[site] = state.Encode(r)
+	}
+	return d
 }

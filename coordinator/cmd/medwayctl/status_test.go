@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"io"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -18,9 +19,9 @@ import (
 	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
 )
 
-// picture is two nodes: one lives; the other is silent, without a session, and
+// twoNodes are two nodes: one lives; the other is silent, without a session, and
 // has said what is wrong with it.
-func picture() (*state.Snapshot, []*medwayv1.Status) {
+func twoNodes() (*state.Snapshot, []*medwayv1.Status) {
 	s := &state.Snapshot{
 		VIPs:    map[string]state.VIP{"sip-1": {Automatic: state.Automatic{Enabled: true}, Groups: map[string]string{"dc1": "g", "dc2": "g"}}, "sip-2": {}},
 		Targets: map[string]state.Target{"sip-1": {Site: "dc1"}},
@@ -83,9 +84,9 @@ Why
 ` + faults},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			s, nodes := picture()
+			s, nodes := twoNodes()
 			var out bytes.Buffer
-			if err := writeTable(&out, s, nodes, test.only, now); err != nil {
+			if err := writeTable(&out, of(s, nodes), test.only, now); err != nil {
 				t.Fatal(err)
 			}
 			if diff := cmp.Diff(test.want, out.String()); diff != "" {
@@ -97,7 +98,7 @@ Why
 
 // TestStatusTellsOfNodesAndLocks that a person should know of.
 func TestStatusTellsOfNodesAndLocks(t *testing.T) {
-	s, nodes := picture()
+	s, nodes := twoNodes()
 	s.Locks = map[string]state.Lock{
 		"sip-1": {Since: now, Reason: "packets in dc2", From: "dc1", To: "dc2", By: "n2"}, "sip-2": {Malformed: true},
 	}
@@ -106,7 +107,7 @@ func TestStatusTellsOfNodesAndLocks(t *testing.T) {
 	nodes[0].FromDisk = "2024-11-22T12:00:00Z"
 	nodes[1].Drift = &medwayv1.Drift{Mended: 3, At: "2024-11-22T13:00:00Z", Last: []string{"add service tcp 203.0.113.10:5060", "older"}}
 	var out bytes.Buffer
-	if err := writeTable(&out, s, nodes, nil, now); err != nil {
+	if err := writeTable(&out, of(s, nodes), nil, now); err != nil {
 		t.Fatal(err)
 	}
 	_, got, _ := strings.Cut(out.String(), "target is dc2\n")
@@ -137,7 +138,7 @@ Notices
 // TestStatusTellsWhatKeepsTrafficWhereItIs: pauses, drains, cold nodes, and who is
 // missing after a restore of etcd.
 func TestStatusTellsWhatKeepsTrafficWhereItIs(t *testing.T) {
-	s, nodes := picture()
+	s, nodes := twoNodes()
 	s.Faults = nil
 	s.Nodes = map[string]state.Node{"n1": {Schema: 3}, "n2": {Schema: 3}, "n3": {Schema: 3}}
 	s.Alive["n1"] = state.Alive{Since: now, Cold: true}
@@ -145,7 +146,7 @@ func TestStatusTellsWhatKeepsTrafficWhereItIs(t *testing.T) {
 	s.Drains = map[string]state.Order{"n2": {Since: now, By: "alice", Reason: "new kernel"}}
 	s.Pauses = map[string]state.Order{"": {Since: now, By: "bob"}, "sip-1": {Malformed: true}, "sip-2": {Since: now}}
 	var out bytes.Buffer
-	if err := writeTable(&out, s, nodes[:2], []string{"sip-1"}, now); err != nil {
+	if err := writeTable(&out, of(s, nodes[:2]), []string{"sip-1"}, now); err != nil {
 		t.Fatal(err)
 	}
 	want := `VIP    TARGET  AUTO    SITE  NODE  OWNER  ROLE      MED    CLAIM  ACTIVE  INACT  PPS  BGP    NODE STATE
@@ -187,6 +188,7 @@ Cold (connections were lost: stands back until it has caught up)
 	if diff := cmp.Diff(document{
 		Alive: []string{"n1"}, Cold: []string{"n1"}, Drains: map[string]*orderDocument{"n2": {&now, "alice", "new kernel"}},
 		Pause: &orderDocument{&now, "bob", ""}, Epoch: "heron", NotJoined: []string{"n2", "n3"}, Notices: []faultDocument{},
+		Switchovers: map[string]json.RawMessage{}, Evacuations: map[string]json.RawMessage{},
 	}, d); diff != "" {
 		t.Error(diff)
 	}
@@ -214,7 +216,7 @@ func TestAutomatic(t *testing.T) {
 // TestFaultsThatOnlyNodesSee: what is refused by who knows an older schema, or
 // has a last good value, decodes here.
 func TestFaultsThatOnlyNodesSee(t *testing.T) {
-	s, nodes := picture()
+	s, nodes := twoNodes()
 	s.Faults = append(s.Faults, state.Fault{Key: "/medway/v1/vips/sip-1", Reason: "no node", Notice: true})
 	unknown := &medwayv1.Fault{Subject: "/medway/v1/vips/sip-1", Reason: "field x: unknown in schema 1"}
 	nodes[0].Faults = append(nodes[0].Faults, unknown, &medwayv1.Fault{Subject: "/medway/v1/vips/sip-1", Reason: "no node"})
@@ -242,7 +244,7 @@ func TestHostileTextDoesNotReachTheTerminal(t *testing.T) {
 		Sessions: []*medwayv1.Session{{Neighbor: bad, Since: bad, Error: bad}}, Faults: []*medwayv1.Fault{{Subject: bad, Reason: bad}},
 	}}
 	var out bytes.Buffer
-	if err := writeTable(&out, s, nodes, nil, now); err != nil {
+	if err := writeTable(&out, of(s, nodes), nil, now); err != nil {
 		t.Fatal(err)
 	}
 	for line := range strings.Lines(out.String()) {
@@ -262,7 +264,7 @@ func TestHostileTextDoesNotReachTheTerminal(t *testing.T) {
 
 func TestTableOfNothing(t *testing.T) {
 	var out bytes.Buffer
-	if err := writeTable(&out, &state.Snapshot{}, nil, nil, now); err != nil {
+	if err := writeTable(&out, of(&state.Snapshot{}, nil), nil, now); err != nil {
 		t.Fatal(err)
 	}
 	if want := "VIP  TARGET  AUTO  SITE  NODE  OWNER  ROLE  MED  CLAIM  ACTIVE  INACT  PPS  BGP  NODE STATE\n"; out.String() != want {
@@ -288,7 +290,7 @@ func TestNodeState(t *testing.T) {
 }
 
 func TestJSONIsWhatTheNodesSay(t *testing.T) {
-	s, nodes := picture()
+	s, nodes := twoNodes()
 	for _, list := range [][]*medwayv1.Status{nodes, nil} {
 		var out bytes.Buffer
 		if err := writeJSON(&out, s, list, nil); err != nil {
@@ -312,7 +314,7 @@ func TestJSONIsWhatTheNodesSay(t *testing.T) {
 // TestJSONSaysAllThatTheTableDoes: faults of keys, locks, who lives; and of the
 // VIPs those that were asked for.
 func TestJSONSaysAllThatTheTableDoes(t *testing.T) {
-	s, nodes := picture()
+	s, nodes := twoNodes()
 	s.Revision = 7
 	s.Locks = map[string]state.Lock{"sip-1": {Since: now, Reason: "packets in dc2", From: "dc1", To: "dc2", By: "n2"}, "sip-2": {Malformed: true}}
 	s.Faults = append(s.Faults, state.Fault{Key: "/medway/v1/vips/sip-1", Reason: "no node", Notice: true})
@@ -348,8 +350,9 @@ func TestJSONSaysAllThatTheTableDoes(t *testing.T) {
 		}
 		want := document{
 			Revision: 7, VIPs: d.VIPs, Alive: []string{"n1"}, Cold: []string{}, Drains: map[string]*orderDocument{}, NotJoined: []string{}, Nodes: d.Nodes,
-			Faults:  []faultDocument{{"/medway/v1/pools/sbc", "empty value"}},
-			Notices: []faultDocument{{"/medway/v1/vips/sip-1", "no node"}},
+			Faults:      []faultDocument{{"/medway/v1/pools/sbc", "empty value"}},
+			Notices:     []faultDocument{{"/medway/v1/vips/sip-1", "no node"}},
+			Switchovers: map[string]json.RawMessage{}, Evacuations: map[string]json.RawMessage{},
 		}
 		if diff := cmp.Diff(want, d); diff != "" {
 			t.Error(diff)
@@ -397,7 +400,7 @@ func TestVIPWithoutANode(t *testing.T) {
 		Targets: map[string]state.Target{"sip-1": {Site: "dc1"}},
 	}
 	var out bytes.Buffer
-	if err := writeTable(&out, s, nil, nil, now); err != nil {
+	if err := writeTable(&out, of(s, nil), nil, now); err != nil {
 		t.Fatal(err)
 	}
 	want := `VIP    TARGET  AUTO  SITE  NODE  OWNER  ROLE  MED  CLAIM  ACTIVE  INACT  PPS  BGP  NODE STATE
@@ -413,7 +416,7 @@ Why
 
 // TestElsewhere: a target that is not carried out is told, whoever withdrew or died.
 func TestElsewhere(t *testing.T) {
-	s, nodes := picture()
+	s, nodes := twoNodes()
 	if got := operation.Elsewhere(s, nodes); got != nil {
 		t.Errorf("served where it should be: %v", got)
 	}
@@ -432,4 +435,14 @@ func TestElsewhere(t *testing.T) {
 	if diff := cmp.Diff(want, operation.Elsewhere(s, nodes)); diff != "" {
 		t.Error(diff)
 	}
+}
+
+// of is a picture of what is stored and said, without planned switchovers.
+func of(s *state.Snapshot, nodes []*medwayv1.Status) *picture {
+	return &picture{Contents: &operation.Contents{Snapshot: s, Said: nodes}}
+}
+
+func writeJSON(out io.Writer, s *state.Snapshot, nodes []*medwayv1.Status, only []string) error {
+	f := form("json")
+	return f.write(out, documentOf(of(s, nodes), only), nil)
 }
