@@ -48,13 +48,13 @@ type coordinators struct {
 	flags    *pflag.FlagSet
 	given    settings // by flags
 	file     string
-	opened   []coordinator
+	opened   []server
 	next     int // the one that answered last
 	insecure *bool
 }
 
-// coordinator is one of them.
-type coordinator struct {
+// server is one of them.
+type server struct {
 	url    string
 	client medwayv1connect.CoordinatorClient
 }
@@ -156,7 +156,7 @@ func (s settings) token() (string, error) {
 }
 
 // open makes clients, and asks nothing yet.
-func (c *coordinators) open(timeout time.Duration) ([]coordinator, error) {
+func (c *coordinators) open(timeout time.Duration) ([]server, error) {
 	if c.opened != nil {
 		return c.opened, nil
 	}
@@ -185,17 +185,17 @@ func (c *coordinators) open(timeout time.Duration) ([]coordinator, error) {
 		return nil, errors.New("nothing says who you are: expected --token-file (or MEDWAYCTL_TOKEN_FILE), or --cert and --key")
 	}
 	clients := newHTTPClient(secured, min(timeout, dialTime))
-	var opened []coordinator
-	for _, server := range s.Servers {
-		server = strings.TrimSuffix(strings.TrimSpace(server), "/")
-		u, err := url.Parse(server)
+	var opened []server
+	for _, name := range s.Servers {
+		name = strings.TrimSuffix(strings.TrimSpace(name), "/")
+		u, err := url.Parse(name)
 		switch {
 		case err != nil || u.Host == "" || u.User != nil || u.Path+u.RawQuery+u.Fragment != "" || u.Scheme != "https" && u.Scheme != "http":
-			return nil, fmt.Errorf("flag --server: value %s: expected https://HOST:PORT", state.Quote(server))
+			return nil, fmt.Errorf("flag --server: value %s: expected https://HOST:PORT", state.Quote(name))
 		case u.Scheme == "http" && !*c.insecure:
-			return nil, fmt.Errorf("flag --server: value %s: expected https://, or --insecure beside it", state.Quote(server))
+			return nil, fmt.Errorf("flag --server: value %s: expected https://, or --insecure beside it", state.Quote(name))
 		}
-		opened = append(opened, coordinator{server, medwayv1connect.NewCoordinatorClient(clients, server, rpc.WithInterceptors(bearer(token)))})
+		opened = append(opened, server{name, medwayv1connect.NewCoordinatorClient(clients, name, rpc.WithInterceptors(bearer(token)))})
 	}
 	c.opened = opened
 	return opened, nil

@@ -122,7 +122,7 @@ func (w *world) answer(answer, want string, args ...string) string {
 	before := w.all()
 	var out bytes.Buffer
 	cmd := command()
-	cmd.SetArgs(append(args, "--insecure", "--endpoints", w.url))
+	cmd.SetArgs(append(args, "--etcd", "--insecure", "--endpoints", w.url))
 	cmd.SetIn(strings.NewReader(answer))
 	cmd.SetOut(&out)
 	err := cmd.ExecuteContext(w.t.Context())

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -67,11 +66,14 @@ func (o *operator) check(cmd *cobra.Command) error {
 	if f := cmd.Flag("reason"); f != nil && f.Changed && strings.TrimSpace(o.author.Reason) == "" && f.Annotations[cobra.BashCompOneRequiredFlag] != nil {
 		return fmt.Errorf("flag --reason: value %s: expected a few words", state.Quote(o.author.Reason))
 	}
-	if f := cmd.Flag("by"); f != nil && f.Changed && !o.etcd {
-		return errors.New("flag --by: a coordinator knows by the token who you are: expected --etcd beside it")
-	}
 	author := o.author
-	author.By = cmp.Or(author.By, map[bool]string{false: "whose token it is"}[o.etcd])
+	switch by := cmd.Flag("by"); {
+	case by != nil && o.etcd:
+	case by != nil && by.Changed:
+		return errors.New("flag --by: a coordinator knows by the token who you are: expected --etcd beside it")
+	default:
+		author.By = "whose token it is"
+	}
 	return errors.Join(o.form.check(), flagError(author.Check()))
 }
 

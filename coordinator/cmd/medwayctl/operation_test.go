@@ -45,7 +45,7 @@ func newWorld(t *testing.T) *world {
 
 func (w *world) do(args ...string) (string, error) {
 	w.t.Helper()
-	return run(w.t, append(args, "--insecure", "--endpoints", w.url)...)
+	return run(w.t, append(args, "--etcd", "--insecure", "--endpoints", w.url)...)
 }
 
 // good is do where nothing may go wrong.
