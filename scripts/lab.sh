@@ -27,7 +27,7 @@ The lab is up. Look inside:
                                       dc1-sbc1 ... dc2-sbc2, dc1-etcd, dc2-etcd, witness
 On the witness:     medwayctl status
                     etcdctl put /medway/v1/target_state/sip-1 dc2
-                    (as the operator; scripts/lab.sh shell --as dc1-lvs-a witness is as that node, also root, viewer)
+                    (straight on etcd, as the operator; scripts/lab.sh shell --as dc1-lvs-a witness is as that node, also root, viewer)
 On an LVS host:     ipvsadm -ln; ipvsadm -lnc; iptables -t mangle -S; ip -d link; tail /run/medway-lab/dc1-lvs-a/agent.log
                     medway-agent status -c /run/medway-lab/dc1-lvs-a/agent.yaml (also plan, withdraw sip-1, resume sip-1)
 On an edge router:  birdc -s /run/medway-lab/dc1-edge/bird.ctl show route all

@@ -155,10 +155,7 @@ func (f *forgetting) asked(ctx context.Context) (written int, err error) {
 	if err == nil && !done {
 		err = errBroken
 	}
-	switch {
-	case ctx.Err() != nil && !done:
-		return 0, errDeclined
-	case errors.Is(err, errBroken):
+	if errors.Is(err, errBroken) {
 		err = fmt.Errorf("%w: it is not known whether anything was written: do it again", err)
 	}
 	return written, err

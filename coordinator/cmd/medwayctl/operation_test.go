@@ -709,14 +709,44 @@ func TestCompletion(t *testing.T) {
 	}
 }
 
-// TestOperationsPage runs the examples of docs/operations.md: each $ line's output
-// is what follows it, whatever time it is.
+// TestOperationsPage runs the examples of docs/operations.md, straight on etcd and by a
+// coordinator: each $ line's output is what follows it, whatever time it is.
 func TestOperationsPage(t *testing.T) {
 	page, err := os.ReadFile("../../../docs/operations.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := newWorld(t)
+	t.Run("etcd", func(t *testing.T) {
+		w := newWorld(t)
+		w.runPage(page, w.do)
+	})
+	t.Run("coordinator", func(t *testing.T) {
+		w := newAsked(t)
+		w.runPage(page, w.ask)
+	})
+	// Of the others the flags exist at least.
+	for _, m := range regexp.MustCompile("(?m)^ {4}(medwayctl .*)$").FindAllStringSubmatch(string(page), -1) {
+		cmd, rest, err := command().Find(words(m[1])[1:])
+		if err == nil {
+			err = cmd.ParseFlags(rest)
+		}
+		if err == nil {
+			err = cmd.ValidateArgs(cmd.Flags().Args())
+		}
+		if err != nil {
+			t.Errorf("%s: %v", m[1], err)
+		}
+	}
+	for code := range 6 {
+		if !strings.Contains(string(page), fmt.Sprintf("| %d |", code)) {
+			t.Errorf("exit code %d is not on the page", code)
+		}
+	}
+}
+
+// runPage runs the examples as alice.
+func (w *world) runPage(page []byte, do func(args ...string) (string, error)) {
+	t := w.t
 	w.write("/medway/v1/locks/sip-1", `{"since":"2026-11-25T02:10:00Z","reason":"80% of 900 packets a second","from":"dc2","to":"dc1","by":"n1"}`)
 	w.write("/medway/v1/claims/n1/sip-1", `{"med":"100"}`)
 	for _, node := range []string{"n1", "n2"} {
@@ -738,10 +768,17 @@ func TestOperationsPage(t *testing.T) {
 			if args[0] != "medwayctl" {
 				t.Fatalf("%q is no example of medwayctl", line)
 			}
-			out, err := w.do(append(args[1:], "--by", "alice")...)
-			if slices.Contains([]string{"history", "status"}, args[1]) || args[1] == "node" && args[2] == "list" {
-				out, err = w.do(args[1:]...)
+			args = args[1:]
+			run := do
+			if args[0] == "--etcd" {
+				run = w.do
 			}
+			if cmd, _, err := command().Find(args); t.Name() == "TestOperationsPage/etcd" || args[0] == "--etcd" {
+				if err == nil && cmd.Flag("by") != nil {
+					args = append(args, "--by", "alice")
+				}
+			}
+			out, err := run(args...)
 			if err != nil && !errors.Is(err, errDiffers) {
 				out += "medwayctl: " + err.Error()
 			}
@@ -753,24 +790,6 @@ func TestOperationsPage(t *testing.T) {
 	}
 	if examples < 10 {
 		t.Errorf("%d examples: are they still written as this test reads them?", examples)
-	}
-	// Of the others the flags exist at least.
-	for _, m := range regexp.MustCompile("(?m)^ {4}(medwayctl .*)$").FindAllStringSubmatch(string(page), -1) {
-		cmd, rest, err := command().Find(words(m[1])[1:])
-		if err == nil {
-			err = cmd.ParseFlags(rest)
-		}
-		if err == nil {
-			err = cmd.ValidateArgs(cmd.Flags().Args())
-		}
-		if err != nil {
-			t.Errorf("%s: %v", m[1], err)
-		}
-	}
-	for code := range 4 {
-		if !strings.Contains(string(page), fmt.Sprintf("| %d |", code)) {
-			t.Errorf("exit code %d is not on the page", code)
-		}
 	}
 }
 
