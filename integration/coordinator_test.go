@@ -18,7 +18,8 @@ import (
 // TestLabCoordinator: a planned switchover by API, as curl does it, under 50 calls.
 // The coordinator that was asked is killed as soon as it has answered; another one
 // finishes, and nothing is done twice. A switchover that must not be made is refused.
-// With all coordinators dead, etcdctl and medwayctl switch back. No call is lost.
+// medwayctl switches back by a coordinator, and with all of them dead straight on etcd
+// once more. No call is lost.
 func TestLabCoordinator(t *testing.T) {
 	l := up(t)
 	a := &apiClient{t: t, l: l}
@@ -87,16 +88,35 @@ func TestLabCoordinator(t *testing.T) {
 		t.Errorf("the history tells of the switchovers %q", got)
 	}
 
+	// Back by medwayctl, which asks whoever lives.
+	tokenFile := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(tokenFile, []byte(token), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	medwayctl := func(args ...string) error {
+		_, err := l.Output(t.Context(), lab.Witness, append([]string{
+			filepath.Join(l.BinDir(), "medwayctl"), "--etcd=false", "--ca", l.CA(), "--token-file", tokenFile, "--command-timeout", "30s",
+			"--server", l.CoordinatorURL(servers[0]) + "," + l.CoordinatorURL(servers[1]),
+		}, args...)...)
+		return err
+	}
+	wait(t, "the preflight of the way back is passed", func() error { return medwayctl("preflight", lab.VIPName, "--from", "dc2", "--to", "dc1") })
+	if err := medwayctl("switch", lab.VIPName, "--from", "dc2", "--to", "dc1", "--reason", "power work is over", "--watch", "--timeout", "3m"); err != nil {
+		t.Fatal(err)
+	}
+	rests(t, l, "dc1")
+	alive(t, calls, "switched by medwayctl and a coordinator")
+
 	// Nobody is needed.
 	for _, node := range servers {
 		if err := l.StopCoordinator(t.Context(), node, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if out, err := l.Output(t.Context(), lab.Witness, filepath.Join(l.BinDir(), "medwayctl"), "switch", lab.VIPName, "--to", "dc1", "--watch", "--timeout", "3m", "--command-timeout", "30s"); err != nil {
+	if out, err := l.Output(t.Context(), lab.Witness, filepath.Join(l.BinDir(), "medwayctl"), "--etcd", "switch", lab.VIPName, "--to", "dc2", "--watch", "--timeout", "3m", "--command-timeout", "30s"); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	rests(t, l, "dc1")
+	rests(t, l, "dc2")
 	alive(t, calls, "switched without a coordinator")
 	end, err := calls.End(t.Context())
 	if err != nil {
