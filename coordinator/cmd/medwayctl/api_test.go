@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -148,33 +149,48 @@ func (w *askedWorld) succeeds(args ...string) string {
 	return out
 }
 
-// background runs the tool until its end, which the channel tells.
+// background is the tool while it runs.
 type background struct {
-	out    signalling
+	mu     sync.Mutex
+	out    bytes.Buffer
 	ended  chan error
 	cancel func()
 }
 
-func (w *askedWorld) background(sees string, args ...string) *background {
+func (b *background) Write(text []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.out.Write(text)
+}
+
+func (b *background) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.out.String()
+}
+
+// background runs the tool; its end comes in the channel.
+func (w *askedWorld) background(args ...string) *background {
 	ctx, cancel := context.WithTimeout(w.t.Context(), patience)
-	b := &background{out: signalling{of: sees, seen: make(chan struct{})}, ended: make(chan error, 1), cancel: cancel}
+	b := &background{ended: make(chan error, 1), cancel: cancel}
 	cmd := command()
 	cmd.SetArgs(args)
-	cmd.SetOut(&b.out)
-	cmd.SetErr(&b.out)
+	cmd.SetOut(b)
+	cmd.SetErr(b)
 	go func() { b.ended <- cmd.ExecuteContext(ctx) }()
 	w.t.Cleanup(cancel)
 	return b
 }
 
-// has waits until the output has the text.
-func (b *background) has(t *testing.T) {
-	t.Helper()
-	select {
-	case <-b.out.seen:
-	case err := <-b.ended:
-		t.Fatalf("%q did not come: %v\n%s", b.out.of, err, b.out.String())
-	}
+// shows waits until the output of a running tool has a text.
+func (w *askedWorld) shows(b *background, text string) {
+	w.t.Helper()
+	w.eventually(fmt.Sprintf("%q is shown", text), func() error {
+		if out := b.String(); !strings.Contains(out, text) {
+			return errors.New(out)
+		}
+		return nil
+	})
 }
 
 // TestBothWays: the same words and exit codes, whether a coordinator is asked or not.
@@ -210,7 +226,7 @@ func TestBothWays(t *testing.T) {
 		for _, args := range commands {
 			all := args
 			if etcd {
-				all = append(args[:len(args):len(args)], "--etcd", "--insecure", "--endpoints", w.url)
+				all = slices.Concat(args, []string{"--etcd", "--insecure", "--endpoints", w.url})
 				if cmd, _, err := command().Find(args); err == nil && cmd.Flag("by") != nil {
 					all = append(all, "--by", "alice")
 				}
@@ -633,26 +649,26 @@ func TestWatching(t *testing.T) {
 	w.eventually("the new one knows alice", func() error { _, err := w.ask("history", "--server", first); return err })
 
 	a.hold("raise")
-	over := w.background("3/6 raise", "switch", "sip-1", "--from", "dc1", "--to", "dc2", "--watch")
-	over.has(t)
-	raised := w.background("3/6 raise", "watch", "sip-1", "-o", "json")
-	raised.has(t)
+	over := w.background("switch", "sip-1", "--from", "dc1", "--to", "dc2", "--watch")
+	w.shows(over, "3/6 raise")
+	raised := w.background("watch", "sip-1", "-o", "json")
+	w.shows(raised, "3/6 raise")
 	kill()
 	if status := w.succeeds("status"); !strings.Contains(status, "\nPlanned switchovers under way (medwayctl watch)\n  sip-1: dc1 to dc2, by alice: raise: n1 announces 100: a test\n") {
 		t.Errorf("%s", status)
 	}
 	a.hold("")
-	if err := <-over.ended; err != nil || !strings.Contains(over.out.String(), "sip-1: done: ") {
-		t.Errorf("%v\n%s", err, over.out.String())
+	if err := <-over.ended; err != nil || !strings.Contains(over.String(), "sip-1: done: ") {
+		t.Errorf("%v\n%s", err, over.String())
 	}
-	if err := <-raised.ended; err != nil || !strings.Contains(raised.out.String(), `"result": "done"`) {
-		t.Errorf("%v\n%s", err, raised.out.String())
+	if err := <-raised.ended; err != nil || !strings.Contains(raised.String(), `"result": "done"`) {
+		t.Errorf("%v\n%s", err, raised.String())
 	}
 
 	// Ctrl-C.
 	a.hold("force")
-	left := w.background("2/6 force", "switch", "sip-1", "--from", "dc2", "--to", "dc1", "--watch")
-	left.has(t)
+	left := w.background("switch", "sip-1", "--from", "dc2", "--to", "dc1", "--watch")
+	w.shows(left, "2/6 force")
 	left.cancel()
 	if err := <-left.ended; exitCode(err) != 3 || !strings.Contains(err.Error(), "it goes on, only the watching has ended: medwayctl watch or cancel") {
 		t.Errorf("%v", err)
@@ -665,15 +681,15 @@ func TestWatching(t *testing.T) {
 	}
 
 	// Cancelled, which one hears who had ordered it.
-	seen := w.background("2/6 force", "watch", "sip-1")
-	seen.has(t)
+	seen := w.background("watch", "sip-1")
+	w.shows(seen, "2/6 force")
 	out := w.succeeds("cancel", "sip-1", "--reason", "postponed", "--watch")
 	if !strings.Contains(out, "sip-1: cancelled: cancelled by alice; the target is dc2 again") {
 		t.Errorf("%s", out)
 	}
 	var ended *endedError
 	if err := <-seen.ended; exitCode(err) != 5 || !errors.As(err, &ended) || ended.result != "cancelled" {
-		t.Errorf("%v\n%s", err, seen.out.String())
+		t.Errorf("%v\n%s", err, seen.String())
 	}
 }
 
@@ -696,8 +712,8 @@ func TestEvacuation(t *testing.T) {
 	if out = w.succeeds("evacuate", "dc2"); out != "dc2: 3 VIPs are moved away; to follow it: medwayctl watch --evacuation dc2\n" {
 		t.Errorf("%s", out)
 	}
-	seen := w.background("0/3", "watch", "--evacuation", "dc2")
-	seen.has(t)
+	seen := w.background("watch", "--evacuation", "dc2")
+	w.shows(seen, "0/3")
 	if out = w.succeeds("cancel", "--evacuation", "dc2", "--watch"); !strings.HasSuffix(out, "dc2: cancelled: 3 cancelled\n") {
 		t.Errorf("%s", out)
 	}
@@ -746,36 +762,30 @@ func TestChanges(t *testing.T) {
 	first, kill := w.serve()
 	t.Setenv("MEDWAYCTL_SERVER", first+","+os.Getenv("MEDWAYCTL_SERVER"))
 	w.eventually("the new one knows alice", func() error { _, err := w.ask("history", "--server", first); return err })
-	b := w.background("  /medway/v1/pauses/x  deleted\n", "watch")
-	again := w.background("the stream broke off and begins anew", "watch", "-o", "json")
-	done := make(chan struct{})
-	var writers sync.WaitGroup
-	writers.Go(func() {
-		for {
-			select {
-			case <-done:
-				return
-			case <-time.After(50 * time.Millisecond):
-				if _, _, err := w.client.Commit(context.Background(), nil, []store.Put{{Key: "/medway/v1/pauses/x", Value: []byte("{}")}}, nil); err != nil {
-					return
-				}
-				_, _, _ = w.client.Commit(context.Background(), nil, nil, []string{"/medway/v1/pauses/x"})
+	// again makes and deletes a key until both have shown it.
+	again := func(key string, until map[*background]string) {
+		w.eventually(key+" is shown", func() error {
+			w.write(key, "{}")
+			if _, _, err := w.client.Commit(t.Context(), nil, nil, []string{key}); err != nil {
+				return err
 			}
-		}
-	})
-	defer writers.Wait()
-	defer close(done)
-	b.has(t)
-	kill()
-	again.has(t)
-	for _, one := range []*background{b, again} {
-		one.cancel()
-		if err := <-one.ended; err != nil {
-			t.Errorf("%v", err)
-		}
+			for b, text := range until {
+				if out := b.String(); !strings.Contains(out, text) {
+					return fmt.Errorf("%q is not in %s", text, out)
+				}
+			}
+			return nil
+		})
 	}
-	if !strings.Contains(again.out.String(), `{"key":"/medway/v1/pauses/x","value":"{}","revision":"`) {
-		t.Errorf("%s", again.out.String())
+	table, documents := w.background("watch"), w.background("watch", "-o", "json")
+	again("/medway/v1/pauses/x", map[*background]string{table: "  /medway/v1/pauses/x  deleted\n", documents: `{"key":"/medway/v1/pauses/x","value":"{}","revision":"`})
+	kill()
+	again("/medway/v1/pauses/y", map[*background]string{table: "  /medway/v1/pauses/y  {}\n", documents: `{"key":"/medway/v1/pauses/y","revision":"`})
+	for _, one := range []*background{table, documents} {
+		one.cancel()
+		if err := <-one.ended; err != nil || !strings.Contains(one.String(), "the stream broke off and begins anew") {
+			t.Errorf("%v\n%s", err, one.String())
+		}
 	}
 }
 

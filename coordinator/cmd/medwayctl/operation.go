@@ -236,23 +236,24 @@ func unreachable(err error) bool {
 // until looks again and again until it sees what is waited for, and shows each
 // line that is new. That nobody can be asked ends nothing.
 func (t *tool) until(ctx context.Context, limit time.Duration, show display, seen func(*picture) (line string, done bool, err error)) error {
-	var over <-chan time.Time
+	looking, cancel := ctx, context.CancelFunc(func() {})
 	if limit > 0 {
-		over = time.After(limit)
+		looking, cancel = context.WithTimeout(ctx, limit)
 	}
+	defer cancel()
 	ticker := time.NewTicker(pollInterval)
 	defer ticker.Stop()
 	defer show.close()
-	for {
+	for last := ""; ; {
 		line, done := "", false
-		p, err := t.look(ctx)
+		p, err := t.look(looking)
 		if err == nil {
 			line, done, err = seen(p)
 		}
 		switch {
 		case err == nil:
-		case ctx.Err() != nil:
-			return errNotYet
+		case looking.Err() != nil:
+			line = last
 		case !unreachable(err):
 			return err
 		case t.etcd:
@@ -260,18 +261,19 @@ func (t *tool) until(ctx context.Context, limit time.Duration, show display, see
 		default:
 			line = "no coordinator can be reached"
 		}
-		line = state.Line(line)
-		if ctx.Err() == nil {
-			show.line(line)
+		last = state.Line(line)
+		if looking.Err() == nil {
+			show.line(last)
 		}
 		if done {
 			return nil
 		}
 		select {
-		case <-ctx.Done():
-			return errNotYet
-		case <-over:
-			return fmt.Errorf("%w: waited %s: %s", errNotYet, limit, line)
+		case <-looking.Done():
+			if ctx.Err() != nil {
+				return errNotYet
+			}
+			return fmt.Errorf("%w: waited %s: %s", errNotYet, limit, last)
 		case <-ticker.C:
 		}
 	}
