@@ -194,7 +194,8 @@ func newCalls(ctx context.Context, l *lab.Lab, t Traffic, dir string, n int) (ma
 		return nil, err
 	}
 	if count.Ended != n {
-		return nil, fmt.Errorf("%d of %d new calls succeeded (%s)", count.Ended, n, filepath.Join(dir, sipp.ErrorFile))
+		text, _ := os.ReadFile(filepath.Join(dir, sipp.ErrorFile))
+		return nil, fmt.Errorf("%d of %d new calls succeeded: %.2000s", count.Ended, n, text)
 	}
 	return sipp.Summarize(events, time.Time{}).Down, nil
 }

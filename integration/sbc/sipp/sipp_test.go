@@ -42,7 +42,7 @@ func play(t *testing.T, v *vip, run sipp.Run, meddle func(t *testing.T, dir stri
 	}
 	run.Pause = 100 * time.Millisecond
 	if run.Answer == 0 {
-		run.Answer = 3 * time.Second
+		run.Answer = 20 * time.Second
 	}
 	args, err := run.Args()
 	if err != nil {
@@ -194,7 +194,7 @@ func TestResetEndsSIPp(t *testing.T) {
 
 func TestSilenceFails(t *testing.T) {
 	v, _ := newVIP(t)
-	_, stats, code := play(t, v, sipp.Run{Scenario: sipp.Call}, func(t *testing.T, dir string) {
+	_, stats, code := play(t, v, sipp.Run{Scenario: sipp.Call, Answer: 10 * time.Second}, func(t *testing.T, dir string) {
 		v.set(func() { v.hold = true })
 		wait(t, "every call fails", func() bool {
 			s, err := sipp.ReadStats(dir)
