@@ -22,7 +22,8 @@ type book struct {
 	onDrained func()
 
 	mu       sync.Mutex
-	dialogs  map[dialogID]*conn // nil conn for UDP
+	dialogs  map[dialogID]*conn         // nil conn for UDP
+	waiting  map[dialogID]chan struct{} // for the ACK of a 200 over UDP; closed when it comes
 	conns    map[*conn]struct{}
 	draining bool
 	drained  bool
@@ -33,6 +34,7 @@ func newBook(onDrained func()) *book {
 	return &book{
 		onDrained: onDrained,
 		dialogs:   map[dialogID]*conn{},
+		waiting:   map[dialogID]chan struct{}{},
 		conns:     map[*conn]struct{}{},
 		count:     Status{Requests: map[string]int{}},
 	}
@@ -63,6 +65,34 @@ func (b *book) begin(id dialogID, c *conn) {
 	b.dialogs[id] = c
 }
 
+// unconfirmed is closed when the ACK of a dialogue comes, or the dialogue ends.
+func (b *book) unconfirmed(id dialogID) <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	c := make(chan struct{})
+	if _, begun := b.dialogs[id]; !begun {
+		close(c)
+		return c
+	}
+	b.waiting[id] = c
+	return c
+}
+
+// confirm takes in an ACK.
+func (b *book) confirm(ack *sip.Request) {
+	id, _ := dialogOf(ack)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.confirmed(id)
+}
+
+func (b *book) confirmed(id dialogID) {
+	if c, waits := b.waiting[id]; waits {
+		close(c)
+		delete(b.waiting, id)
+	}
+}
+
 // known says whether a dialogue exists, and counts those that do not: one is a call at the wrong backend.
 func (b *book) known(id dialogID) bool {
 	b.mu.Lock()
@@ -84,6 +114,7 @@ func (b *book) end(id dialogID) *conn {
 		return nil
 	}
 	delete(b.dialogs, id)
+	b.confirmed(id)
 	b.count.Ended++
 	b.checkDrained()
 	if c != nil && c.refused && !b.busy(c) {

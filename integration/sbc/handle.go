@@ -4,6 +4,7 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/emiago/sipgo/sip"
 )
@@ -16,10 +17,14 @@ var allow = strings.Join([]string{"INVITE", "ACK", "BYE", "CANCEL", "OPTIONS", "
 // handle answers every request, whatever its method.
 func (s *Server) handle(req *sip.Request, tx sip.ServerTransaction) {
 	s.book.asked(req.Method)
-	if req.IsAck() {
-		return // it confirms what was answered; nothing may be sent
+	whole := req.CallID() != nil && req.From() != nil && req.To() != nil && req.CSeq() != nil
+	if req.IsAck() { // it confirms what was answered; nothing may be sent
+		if whole {
+			s.book.confirm(req)
+		}
+		return
 	}
-	if req.CallID() == nil || req.From() == nil || req.To() == nil || req.CSeq() == nil {
+	if !whole {
 		s.respond(req, tx, sip.StatusBadRequest, "Bad Request")
 		return
 	}
@@ -82,6 +87,28 @@ func (s *Server) invite(req *sip.Request, tx sip.ServerTransaction) {
 
 	s.book.begin(id, connOf(tx)) // before the 200, or a quick client's first request would get 481
 	s.send(tx, ok)
+	if connOf(tx) == nil {
+		go s.repeat(tx, ok, s.book.unconfirmed(id))
+	}
+}
+
+// repeat sends the 200 of an INVITE again until its ACK has come or 64 T1 are over: over UDP
+// nobody else does (RFC 3261, 13.3.1.4).
+func (s *Server) repeat(tx sip.ServerTransaction, ok *sip.Response, confirmed <-chan struct{}) {
+	again := time.NewTimer(sip.T1)
+	defer again.Stop()
+	for wait := sip.T1; ; {
+		select {
+		case <-confirmed:
+			return
+		case <-tx.Done():
+			return
+		case <-again.C:
+			_ = tx.Respond(ok) // as in send
+			wait = min(2*wait, sip.T2)
+			again.Reset(wait)
+		}
+	}
 }
 
 func (s *Server) register(req *sip.Request, tx sip.ServerTransaction) {

@@ -54,6 +54,34 @@ func TestCall(t *testing.T) {
 	}
 }
 
+// TestAnINVITEIsAnsweredUntilItIsConfirmed: over UDP the answer may be lost, and a caller
+// that has heard a 180 does not ask again.
+func TestAnINVITEIsAnsweredUntilItIsConfirmed(t *testing.T) {
+	s := start(t, "one", "udp")
+	p := dial(t, s.Addrs()[0])
+	p.ask("INVITE", "lost", "")
+	first := p.final()
+	again := p.final()
+	if first.code != 200 || again.code != 200 || again.tag() != first.tag() || again.header["cseq"] != "1 INVITE" {
+		t.Fatalf("answers %+v, %+v", first, again)
+	}
+	p.ask("ACK", "lost", first.tag())
+	eventually(t, "the ACK comes", func() bool { return s.Status().Requests["ACK"] == 1 })
+	// What was on the way when the ACK came may precede the answer to this.
+	p.ask("INFO", "lost", first.tag())
+	for a := p.final(); a.header["cseq"] != "3 INFO"; a = p.final() {
+		if a.header["cseq"] != "1 INVITE" {
+			t.Fatalf("answer %+v", a)
+		}
+	}
+	if err := p.SetDeadline(time.Now().Add(3 * sip.T1)); err != nil {
+		t.Fatal(err)
+	}
+	if a, err := p.read(); err == nil {
+		t.Errorf("an answer after the ACK: %+v", a)
+	}
+}
+
 func TestOtherBackendRefusesTheDialogue(t *testing.T) {
 	one, two := start(t, "one", "tcp"), start(t, "two", "tcp")
 	tag := dial(t, one.Addrs()[0]).call("x")
