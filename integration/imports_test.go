@@ -31,6 +31,7 @@ var mayImport = map[string][]string{
 	"pkg/yamlfile":       {"pkg/state"},
 	"pkg/intent":         {"pkg/state", "pkg/store", "pkg/yamlfile"},
 	"pkg/pki":            {},
+	"pkg/probe":          {},
 
 	"agent":                      {"pkg/...", "agent/internal/..."},
 	"agent/internal/sysctl":      {"pkg/plan", "pkg/reconcile"},
