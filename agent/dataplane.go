@@ -280,7 +280,11 @@ func (d *dataplane) vips(ctx context.Context) ([]netip.Addr, error) {
 	return slices.AppendSeq(vips, maps.Keys(d.served)), nil
 }
 
-type connections struct{ active, inactive uint64 }
+// connections are numbers of them; those of a VIP also by destination.
+type connections struct {
+	active, inactive uint64
+	to               map[plan.DestinationKey]connections
+}
 
 // connections counts what is in the kernel's table, by VIP address.
 func (d *dataplane) connections(ctx context.Context) (map[netip.Addr]connections, error) {
@@ -291,9 +295,14 @@ func (d *dataplane) connections(ctx context.Context) (map[netip.Addr]connections
 	out := map[netip.Addr]connections{}
 	for _, s := range services {
 		c := out[s.Key.Addr]
+		if c.to == nil {
+			c.to = map[plan.DestinationKey]connections{}
+		}
 		for _, destination := range s.Destinations {
-			c.active += uint64(destination.ActiveConns)
-			c.inactive += uint64(destination.InactConns)
+			active, inactive := uint64(destination.ActiveConns), uint64(destination.InactConns)
+			c.active += active
+			c.inactive += inactive
+			c.to[destination.Key] = connections{active: active, inactive: inactive}
 		}
 		out[s.Key.Addr] = c
 	}

@@ -243,8 +243,8 @@ func (a *Agent) withLive(node *medwayv1.Status) *medwayv1.Status {
 	return out
 }
 
-// count fills in the connections of every VIP.
-func (a *Agent) count(ctx context.Context, s *medwayv1.Status) {
+// count fills in the connections of every VIP, and returns them by VIP address.
+func (a *Agent) count(ctx context.Context, s *medwayv1.Status) map[netip.Addr]connections {
 	a.status.mu.Lock()
 	addresses := a.status.addresses // never changed, only replaced
 	a.status.mu.Unlock()
@@ -261,6 +261,7 @@ func (a *Agent) count(ctx context.Context, s *medwayv1.Status) {
 			v.PacketsPerSecond = proto.Uint64(uint64(rate))
 		}
 	}
+	return counts
 }
 
 // alive is the value of the node's alive key.

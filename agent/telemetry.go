@@ -1,15 +1,19 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/medway-lb/medway/agent/internal/telemetry"
+	"github.com/medway-lb/medway/pkg/plan"
 	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
 
@@ -91,13 +95,56 @@ func (a told) Live(ctx context.Context) *medwayv1.Live {
 	if live.Status == nil {
 		live.Status = a.withLive(&medwayv1.Status{Node: a.self.Name, Site: a.self.Site, Version: Version()})
 	} else {
-		a.count(ctx, live.Status)
+		counts := a.count(ctx, live.Status)
+		live.Backends = backendsOf(a.view().snapshot, counts)
 	}
 	a.status.mu.Lock()
 	live.InPlan, live.Cold = a.status.inPlan, a.status.coldness
 	a.status.mu.Unlock()
 	_, live.Unable = a.observed.standing()
 	return live
+}
+
+// backendsOf adds up the connections of backends over all VIPs.
+func backendsOf(s *state.Snapshot, counts map[netip.Addr]connections) (out []*medwayv1.BackendConnections) {
+	if s == nil {
+		return nil
+	}
+	inPool := map[string]map[netip.Addr]string{} // the backends' names by address
+	for k, b := range s.Backends {
+		if inPool[k.Pool] == nil {
+			inPool[k.Pool] = map[netip.Addr]string{}
+		}
+		inPool[k.Pool][b.IPv4], inPool[k.Pool][b.IPv6] = k.Name, k.Name
+	}
+	sums := map[state.BackendKey]connections{}
+	for _, v := range s.VIPs {
+		for _, address := range v.Addresses {
+			for k, n := range counts[address].to {
+				i := slices.IndexFunc(v.Services, func(s state.Service) bool {
+					return k.Service == plan.ServiceKey{Protocol: plan.Protocol(s.Protocol), Addr: address, Port: s.Port}
+				})
+				if i < 0 {
+					continue
+				}
+				name, ok := inPool[v.Services[i].Pool][k.Addr]
+				if !ok {
+					continue
+				}
+				backend := state.BackendKey{Pool: v.Services[i].Pool, Name: name}
+				sums[backend] = connections{active: sums[backend].active + n.active, inactive: sums[backend].inactive + n.inactive}
+			}
+		}
+	}
+	for k, n := range sums {
+		if n.active+n.inactive > 0 {
+			out = append(out, &medwayv1.BackendConnections{Pool: k.Pool, Backend: k.Name, Active: n.active, Inactive: n.inactive})
+		}
+	}
+	slices.SortFunc(out, func(a, b *medwayv1.BackendConnections) int {
+		return cmp.Or(strings.Compare(a.Pool, b.Pool), strings.Compare(a.Backend, b.Backend))
+	})
+	return out
 }
 
 // Unready is why others can't count on the node.

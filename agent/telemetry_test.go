@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -19,6 +20,8 @@ import (
 
 	"github.com/medway-lb/medway/agent/internal/telemetry"
 	"github.com/medway-lb/medway/pkg/pki"
+	"github.com/medway-lb/medway/pkg/plan"
+	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
 
 	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
@@ -247,5 +250,49 @@ func TestTelemetryNeedsItsFiles(t *testing.T) {
 	missing := filepath.Join(t.TempDir(), "ca.pem")
 	if _, err := (Telemetry{}).tls(Etcd{CA: missing}); err == nil || !strings.Contains(err.Error(), "field etcd.ca: open "+missing) {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestBackendConnections are those of all VIPs of a pool, by name.
+func TestBackendConnections(t *testing.T) {
+	c := state.NewCache()
+	for key, value := range map[string]string{
+		"pools/sbc": `{}`, "pools/web": `{}`,
+		"vips/v":          `{"addresses":["203.0.113.10","2001:db8:10::10"],"groups":{"dc1":"g"},"services":[{"protocol":"tcp","port":5060,"pool":"sbc"},{"protocol":"udp","port":5060,"pool":"sbc"}]}`,
+		"vips/w":          `{"addresses":["203.0.113.11"],"groups":{"dc1":"g"},"services":[{"protocol":"tcp","port":80,"pool":"web"},{"protocol":"tcp","port":5060,"pool":"sbc"}]}`,
+		"backends/sbc/b1": `{"site":"dc1","address":"10.1.1.21","address6":"2001:db8:1::21"}`, "backends/sbc/b2": `{"site":"dc1","address":"10.1.1.22"}`,
+		"backends/web/b1": `{"site":"dc1","address":"10.1.1.21"}`,
+	} {
+		c.Put(state.Prefix+key, []byte(value), 1, 0)
+	}
+	counts := map[netip.Addr]connections{}
+	add := func(protocol plan.Protocol, vip string, port uint16, backend string, active, inactive uint64) {
+		address := netip.MustParseAddr(vip)
+		n := counts[address]
+		if n.to == nil {
+			n.to = map[plan.DestinationKey]connections{}
+		}
+		n.to[plan.DestinationKey{Service: plan.ServiceKey{Protocol: protocol, Addr: address, Port: port}, Addr: netip.MustParseAddr(backend), Port: port}] =
+			connections{active: active, inactive: inactive}
+		counts[address] = n
+	}
+	add("tcp", "203.0.113.10", 5060, "10.1.1.21", 1, 10)
+	add("udp", "203.0.113.10", 5060, "10.1.1.21", 0, 100)
+	add("tcp", "2001:db8:10::10", 5060, "2001:db8:1::21", 1000, 0)
+	add("tcp", "203.0.113.11", 5060, "10.1.1.21", 10000, 0)
+	add("tcp", "203.0.113.11", 80, "10.1.1.21", 7, 0)
+	add("tcp", "203.0.113.11", 5060, "10.1.1.22", 0, 0)
+	add("tcp", "203.0.113.11", 5060, "10.1.1.99", 5, 0)    // nobody's
+	add("tcp", "203.0.113.11", 9, "10.1.1.21", 5, 0)       // of a service that is gone
+	add("tcp", "198.51.100.1", 5060, "10.1.1.21", 5, 1000) // of a VIP that is gone
+	got := fmt.Sprint(backendsOf(c.Snapshot(), counts))
+	want := fmt.Sprint([]*medwayv1.BackendConnections{
+		{Pool: "sbc", Backend: "b1", Active: 11001, Inactive: 110}, {Pool: "web", Backend: "b1", Active: 7},
+	})
+	if got != want {
+		t.Errorf("%s, expected %s", got, want)
+	}
+	if backendsOf(nil, counts) != nil {
+		t.Error("connections of nothing")
 	}
 }

@@ -91,7 +91,7 @@ func TestBadFilesSayWhereAndWhat(t *testing.T) {
 		},
 		{"not YAML", map[string]string{"a.yaml": "---\nkind: [\n"}, []string{"DIR/a.yaml:2:7: "}},
 		{"duplicate field", map[string]string{"a.yaml": poolText + "scheduler: rr\n"}, []string{"DIR/a.yaml:4:1: ", `"scheduler" already defined`}},
-		{"unknown field", map[string]string{"a.yaml": poolText + "schedular: rr\n"}, []string{`DIR/a.yaml:4:1: Pool sbc: field schedular: unknown in schema 3: expected one of scheduler`}},
+		{"unknown field", map[string]string{"a.yaml": poolText + "schedular: rr\n"}, []string{`DIR/a.yaml:4:1: Pool sbc: field schedular: unknown in schema 4: expected one of scheduler`}},
 		{"a list", map[string]string{"a.yaml": "- kind: Pool\n"}, []string{"DIR/a.yaml:1:1: ", "expected an object"}},
 		{"beside the marker", map[string]string{"a.yaml": poolText + "--- {kind: Pol}\n"}, []string{`DIR/a.yaml:4:6: field kind: value "Pol"`}},
 		{"after the end of a document", map[string]string{"a.yaml": poolText + "...\nkind: Pol\n"}, []string{`DIR/a.yaml:5:1: field kind: value "Pol"`}},

@@ -165,6 +165,9 @@ func (h *Host) addVIP(s *state.Snapshot, self Self, v state.VIP) {
 				if b.Site == self.Site {
 					weight = pool.Local
 				}
+				if b.Drained {
+					weight = 0 // those that it has go on
+				}
 				address := b.Address(a)
 				if !address.IsValid() {
 					continue

@@ -461,3 +461,19 @@ func TestKernelOfInARPMode(t *testing.T) {
 		t.Error(diff)
 	}
 }
+
+// TestDrainedBackend has weight 0 everywhere and stays: a destination that went would
+// take its connections with it.
+func TestDrainedBackend(t *testing.T) {
+	s := twoSites(t, "drains/sbc/dc1-sbc1", `{"since":"2024-11-22T17:00:00Z"}`)
+	for _, self := range []Self{dc1, {Name: "dc2-lvs-a", Site: "dc2", Group: "g2", IPv4: netip.MustParseAddr("10.2.0.11"), Uplink: "eth0"}} {
+		weights := map[string]uint16{}
+		for k, d := range KernelOf(s, self).Destinations {
+			weights[k.Addr.String()] = d.Weight
+		}
+		want := map[string]uint16{"10.1.0.21": 0, "10.2.0.21": map[string]uint16{"dc1": 2, "dc2": 50000}[self.Site]}
+		if diff := cmp.Diff(want, weights); diff != "" {
+			t.Errorf("%s: %s", self.Name, diff)
+		}
+	}
+}

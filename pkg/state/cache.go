@@ -67,7 +67,7 @@ func (c *Cache) Reserve(hosts map[netip.Addr]string) { c.reserved = hosts }
 // changes seldom.
 func (k Kind) ofIntent() bool {
 	switch k {
-	case KindSettings, KindLadder, KindVIP, KindPool, KindBackend, KindNode:
+	case KindSettings, KindLadder, KindVIP, KindPool, KindBackend, KindNode, KindBackendDrain:
 		return true
 	}
 	return false
@@ -200,6 +200,8 @@ func (c *Cache) buildIntent() *Snapshot {
 		Pools:    map[string]Pool{},
 		Backends: make(map[BackendKey]Backend, len(c.entries)-len(c.facts)),
 		Nodes:    map[string]Node{},
+
+		BackendDrains: map[BackendKey]BackendDrain{},
 	}
 	c.settle()
 	for key, e := range c.entries {
@@ -208,9 +210,16 @@ func (c *Cache) buildIntent() *Snapshot {
 			s.addIntent(e)
 		}
 	}
+	for k := range s.BackendDrains {
+		if b, ok := s.Backends[k]; ok {
+			b.Drained = true
+			s.Backends[k] = b
+		}
+	}
 	s.checkVIPs()
 	s.checkNodes()
 	s.checkBackends()
+	s.checkBackendDrains()
 	s.sortFaults()
 	s.index = newIndex(s)
 	return s
@@ -324,6 +333,8 @@ func (s *Snapshot) addIntent(e *entry) {
 		s.Backends[BackendKey{k.A, k.B}] = good
 	case Node:
 		s.Nodes[k.A] = good
+	case BackendDrain:
+		s.BackendDrains[BackendKey{k.A, k.B}] = good
 	}
 }
 
@@ -345,6 +356,7 @@ func (s *Snapshot) replaceBackend(e *entry) {
 	e.good = e.latest
 	k, b := BackendKey{e.key.A, e.key.B}, e.good.value.(Backend)
 	old := s.Backends[k]
+	b.Drained = old.Drained
 	s.Backends[k] = b
 	list := slices.Clone(s.index.backends[k.Pool])
 	list[slices.Index(list, old)] = b // an address is in a pool once

@@ -78,6 +78,7 @@ func TestBadValueLeavesTheGoodOneInForce(t *testing.T) {
 		KindSettings: "settings", KindLadder: "ladder", KindVIP: "vips/v", KindPool: "pools/q", KindBackend: "backends/sbc/b1",
 		KindTarget: "target_state/v", KindNode: "nodes/n1", KindAlive: "alive/n1", KindOwner: "owners/dc1/v", KindClaim: "claims/n1/v", KindLock: "locks/v",
 		KindEpoch: "epoch", KindJoined: "joined/n1", KindDrain: "node_drains/n1", KindPause: "pauses/v", KindPauseAll: "pause",
+		KindBackendDrain: "drains/sbc/b1",
 	}
 	for kind, value := range goodValues {
 		t.Run(string(kind), func(t *testing.T) {
@@ -453,7 +454,7 @@ func TestANodeOfAnOlderSchema(t *testing.T) {
 	c := filled(t)
 	before := c.Snapshot().VIPs["v"]
 	put(c, "vips/v", strings.Replace(goodVIP, `{`, `{"of_schema_9":{"x":1},`, 1), 9)
-	demandFaults(t, c, "vips/v: field of_schema_9: unknown in schema 3: expected one of addresses")
+	demandFaults(t, c, "vips/v: field of_schema_9: unknown in schema 4: expected one of addresses")
 	if diff := cmp.Diff(before, c.Snapshot().VIPs["v"], compareAddresses); diff != "" {
 		t.Error(diff)
 	}
@@ -641,4 +642,48 @@ func TestMoreNodesThanTheLadderHasPlacesFor(t *testing.T) {
 	node(ranks)
 	demandFaults(t, c)
 	demandNotices(t, c, "vips/v: field groups: 10 nodes are in these groups: expected at most 9")
+}
+
+// TestBackendDrains: a drain is seen in the backend, whatever becomes of either.
+func TestBackendDrains(t *testing.T) {
+	c := filled(t)
+	put(c, "backends/sbc/b1", `{"site":"dc1","address":"10.1.1.21"}`, 5)
+	put(c, "backends/sbc/b2", `{"site":"dc2","address":"10.2.1.21"}`, 6)
+	key := BackendKey{"sbc", "b1"}
+	demandDrained := func(want bool) {
+		t.Helper()
+		s := c.Snapshot()
+		inPool := false
+		for _, b := range s.BackendsOf("sbc") {
+			inPool = inPool || b.Drained
+		}
+		if s.Backends[key].Drained != want || inPool != want || s.Backends[BackendKey{"sbc", "b2"}].Drained {
+			t.Errorf("%+v, in its pool %t: expected %t", s.Backends, inPool, want)
+		}
+	}
+	demandDrained(false)
+	before := c.Snapshot()
+	put(c, "drains/sbc/b1", `{"since":"2024-11-22T17:00:00Z","reason":"new disk","by":"ada","switchover":"x"}`, 7)
+	demandDrained(true)
+	if d := c.Snapshot().BackendDrains[key]; d.Switchover != "x" || d.By != "ada" || d.Reason != "new disk" || d.Since.IsZero() {
+		t.Errorf("%+v", d)
+	}
+	if c.Snapshot().SameIntent(before) {
+		t.Error("a drain is no change of intent: kernels would not follow")
+	}
+	put(c, "backends/sbc/b1", `{"site":"dc2","address":"10.1.1.21"}`, 8) // its own concern alone
+	demandDrained(true)
+	put(c, "drains/sbc/b1", `{"since":"now"}`, 9)
+	demandDrained(true)
+	demandFaults(t, c, "drains/sbc/b1: field since")
+	put(c, "drains/sbc/b1", `{"since":"2024-11-22T17:00:00Z"}`, 10)
+	put(c, "drains/sbc/b2", `{"since":"2024-11-22T17:00:00Z"}`, 11)
+	put(c, "drains/sbc/b3", `{"since":"2024-11-22T17:00:00Z"}`, 12)
+	demandNotices(t, c, `drains/sbc/b3: backend "sbc/b3" does not exist`, "pools/sbc: all backends are drained: new connections are refused")
+	for _, name := range []string{"b1", "b2", "b3"} {
+		c.Delete(Prefix + "drains/sbc/" + name)
+	}
+	demandDrained(false)
+	demandNotices(t, c)
+	demandFaults(t, c)
 }

@@ -22,6 +22,28 @@ func (s *Snapshot) checkBackends() {
 	}
 }
 
+// checkBackendDrains tells of drains that do nothing, or more than somebody may want.
+func (s *Snapshot) checkBackendDrains() {
+	left := map[string]int{} // backends of pools that have drains
+	for k := range s.BackendDrains {
+		if _, ok := s.Backends[k]; !ok {
+			s.notice(Key{Kind: KindBackendDrain, A: k.Pool, B: k.Name}, "backend %q does not exist", k.Pool+"/"+k.Name)
+			continue
+		}
+		left[k.Pool] = 0
+	}
+	for k, b := range s.Backends {
+		if n, drains := left[k.Pool]; drains && !b.Drained {
+			left[k.Pool] = n + 1
+		}
+	}
+	for pool, n := range left {
+		if n == 0 {
+			s.notice(Key{Kind: KindPool, A: pool}, "all backends are drained: new connections are refused")
+		}
+	}
+}
+
 // stray says whether there are nodes, but none in a site.
 func (s *Snapshot) stray(site string) bool {
 	for _, n := range s.Nodes {

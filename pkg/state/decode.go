@@ -17,7 +17,7 @@ import (
 )
 
 // Decode turns the value of a key into its typed form: Settings, Ladder, VIP,
-// Pool, Backend, Node, Alive, Lock, Order for drains and pauses, or for targets,
+// Pool, Backend, Node, Alive, Lock, BackendDrain, Order for drains of nodes and pauses, or for targets,
 // owners, claims, epoch and joined a string, a node's name, a MED and words. It is strict: unknown fields, wrong types and values
 // out of range are errors, all of them at once, that name the field, the value
 // and what was expected ([Invalid]).
@@ -45,6 +45,10 @@ func Decode(k Key, value []byte) (any, error) {
 		return decode(value, &medwayv1.Lock{}, lock)
 	case KindDrain:
 		return decode(value, &medwayv1.Drain{}, func(c *checker, m *medwayv1.Drain) Order { return order(c, m) })
+	case KindBackendDrain:
+		return decode(value, &medwayv1.BackendDrain{}, func(c *checker, m *medwayv1.BackendDrain) BackendDrain {
+			return BackendDrain{order(c, m), c.text("switchover", m.Switchover)}
+		})
 	case KindPause, KindPauseAll:
 		return decode(value, &medwayv1.Pause{}, func(c *checker, m *medwayv1.Pause) Order { return order(c, m) })
 	case KindTarget:

@@ -264,9 +264,9 @@ func TestDecodingIsStrict(t *testing.T) {
 			value string
 			want  string
 		}{
-			"unknown field":     {`{"surprise":1,` + good[1:], "field surprise: unknown in schema 3"},
+			"unknown field":     {`{"surprise":1,` + good[1:], "field surprise: unknown in schema 4"},
 			"huge field":        {`{"` + huge + `":1,` + good[1:], "aaaa"},
-			"wrong case":        {`{"NODE":"x",` + good[1:], "field NODE: unknown in schema 3"},
+			"wrong case":        {`{"NODE":"x",` + good[1:], "field NODE: unknown in schema 4"},
 			"given twice":       {good[:len(good)-1] + `,` + good[1:], "given twice"},
 			"trailing garbage":  {good + `x`, "x"},
 			"a second value":    {good + good, "a JSON object"},
@@ -310,22 +310,23 @@ func TestDecodingIsStrict(t *testing.T) {
 
 // goodValues is one good value of every kind.
 var goodValues = map[Kind]string{
-	KindSettings: `{"settle":"2s"}`,
-	KindLadder:   `{"force":40}`,
-	KindVIP:      goodVIP,
-	KindPool:     `{"scheduler":"sed"}`,
-	KindBackend:  `{"site":"dc1","address":"10.1.1.21"}`,
-	KindNode:     goodNode,
-	KindAlive:    `{"since":"2024-11-22T17:00:00Z"}`,
-	KindOwner:    `{"node":"n1"}`,
-	KindClaim:    `{"med":"50"}`,
-	KindTarget:   `dc1`,
-	KindEpoch:    `e7f0`,
-	KindJoined:   `e7f0`,
-	KindDrain:    `{"since":"2024-11-22T17:00:00Z","reason":"new kernel","by":"ada"}`,
-	KindPause:    `{"since":"2024-11-22T17:00:00Z"}`,
-	KindPauseAll: `{"since":"2024-11-22T17:00:00Z","reason":"maintenance"}`,
-	KindLock:     `{"since":"2024-11-22T17:00:00Z","reason":"traffic in dc2","from":"dc1","to":"dc2","by":"dc2-lvs-a"}`,
+	KindSettings:     `{"settle":"2s"}`,
+	KindLadder:       `{"force":40}`,
+	KindVIP:          goodVIP,
+	KindPool:         `{"scheduler":"sed"}`,
+	KindBackend:      `{"site":"dc1","address":"10.1.1.21"}`,
+	KindNode:         goodNode,
+	KindAlive:        `{"since":"2024-11-22T17:00:00Z"}`,
+	KindOwner:        `{"node":"n1"}`,
+	KindClaim:        `{"med":"50"}`,
+	KindTarget:       `dc1`,
+	KindEpoch:        `e7f0`,
+	KindJoined:       `e7f0`,
+	KindDrain:        `{"since":"2024-11-22T17:00:00Z","reason":"new kernel","by":"ada"}`,
+	KindPause:        `{"since":"2024-11-22T17:00:00Z"}`,
+	KindBackendDrain: `{"since":"2024-11-22T17:00:00Z","reason":"new disk","by":"ada","switchover":"x"}`,
+	KindPauseAll:     `{"since":"2024-11-22T17:00:00Z","reason":"maintenance"}`,
+	KindLock:         `{"since":"2024-11-22T17:00:00Z","reason":"traffic in dc2","from":"dc1","to":"dc2","by":"dc2-lvs-a"}`,
 }
 
 func TestGoodValuesCoverEveryKind(t *testing.T) {
@@ -406,6 +407,8 @@ func newMessage(kind Kind) proto.Message {
 		return &medwayv1.Lock{}
 	case KindDrain:
 		return &medwayv1.Drain{}
+	case KindBackendDrain:
+		return &medwayv1.BackendDrain{}
 	case KindPause, KindPauseAll:
 		return &medwayv1.Pause{}
 	}

@@ -41,12 +41,14 @@ const (
 	KindDrain    Kind = "node_drains"
 	KindPause    Kind = "pauses"
 	KindPauseAll Kind = "pause"
+
+	KindBackendDrain Kind = "drains"
 )
 
 var names = map[Kind]int{
 	KindSettings: 0, KindLadder: 0, KindVIP: 1, KindPool: 1, KindBackend: 2,
 	KindTarget: 1, KindLock: 1, KindNode: 1, KindAlive: 1, KindOwner: 2, KindClaim: 2,
-	KindEpoch: 0, KindJoined: 1, KindDrain: 1, KindPause: 1, KindPauseAll: 0,
+	KindEpoch: 0, KindJoined: 1, KindDrain: 1, KindPause: 1, KindPauseAll: 0, KindBackendDrain: 2,
 }
 
 // Key is a key of the layout in its parts: A and B are the names that follow

@@ -61,9 +61,9 @@ func TestBadObjectsAreRefused(t *testing.T) {
 		// Not the key of pool p and backend b.
 		`{"kind":"Backend","name":"p/b","site":"dc1","address":"10.0.0.1"}`: `field pool: missing`,
 		`{"kind":"Backend","pool":"p/b","site":"dc1","address":"10.0.0.1"}`: `field pool: value "p/b"`,
-		`{"kind":"Settings","name":"a"}`:                                    `field name: unknown in schema 3`,
-		`{"kind":"Pool","name":"a","pool":"b"}`:                             `field pool: unknown in schema 3`,
-		`{"kind":"Pool","name":"a","schedular":"rr"}`:                       `field schedular: unknown in schema 3`,
+		`{"kind":"Settings","name":"a"}`:                                    `field name: unknown in schema 4`,
+		`{"kind":"Pool","name":"a","pool":"b"}`:                             `field pool: unknown in schema 4`,
+		`{"kind":"Pool","name":"a","schedular":"rr"}`:                       `field schedular: unknown in schema 4`,
 		`{"kind":"Pool","name":"a","scheduler":"x"}`:                        `field scheduler: value "x"`,
 		`{"kind":"Backend","pool":"p","name":"b","site":1}`:                 `field site: value 1: expected a string`,
 		`{"kind":"Pool","name":"a","\xff":1}`:                               ``,

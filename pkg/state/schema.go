@@ -22,7 +22,7 @@ import (
 // with fields newer than the oldest schema of any node ([NewerFields]); an agent
 // leaves such fields out of its own keys that others read (plan.PublishedIPv6).
 // The field schema itself has no since: it is how the others learn.
-const Schema = 3
+const Schema = 4
 
 // NewerField is a field that came after a schema.
 type NewerField struct {

@@ -47,7 +47,7 @@ func (c *Cache) settleOnce() bool {
 			} else {
 				pending = append(pending, e)
 			}
-		case KindSettings, KindLadder, KindPool:
+		case KindSettings, KindLadder, KindPool, KindBackendDrain:
 			e.good = e.latest
 		}
 	}

@@ -129,6 +129,8 @@ func (p Pool) SchedulerOf(s Service) string {
 type Backend struct {
 	Site       string
 	IPv4, IPv6 netip.Addr
+	// Drained is set in snapshots: new connections go to others.
+	Drained bool
 }
 
 // Address is the backend's address of the family of a VIP's address; invalid
@@ -196,6 +198,12 @@ type Order struct {
 	Reason, By string
 	// Malformed is true where no value that could be read is known.
 	Malformed bool
+}
+
+// BackendDrain is the order that a backend gets no new connections.
+type BackendDrain struct {
+	Order
+	Switchover string // the id of the one that put it; "": a person
 }
 
 // OwnerKey identifies the ownership of a VIP inside a site.
@@ -271,7 +279,9 @@ type Snapshot struct {
 	Joined   map[string]string // node to the epoch under which it wrote its claims
 	Drains   map[string]Order  // by node
 	Pauses   map[string]Order  // by VIP; "" is all
-	Faults   []Fault           // sorted by key
+	// BackendDrains are those that there are, whether the backend exists or not.
+	BackendDrains map[BackendKey]BackendDrain
+	Faults        []Fault // sorted by key
 
 	// What a cache adds, to find things fast; nil in a snapshot made by hand.
 	index  *index

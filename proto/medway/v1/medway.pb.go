@@ -1517,6 +1517,78 @@ func (x *Drain) GetBy() string {
 	return ""
 }
 
+// BackendDrain is stored under /medway/v1/drains/<pool>/<backend>: the backend gets
+// no new connections, by weight 0 on all nodes, and those that it has go on, until
+// the key is deleted.
+type BackendDrain struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Since  string                 `protobuf:"bytes,1,opt,name=since,proto3" json:"since,omitempty"` // RFC 3339; required
+	Reason string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	By     string                 `protobuf:"bytes,3,opt,name=by,proto3" json:"by,omitempty"`
+	// The id of the planned switchover that put it, and takes it back.
+	Switchover    string `protobuf:"bytes,4,opt,name=switchover,proto3" json:"switchover,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackendDrain) Reset() {
+	*x = BackendDrain{}
+	mi := &file_medway_v1_medway_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackendDrain) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackendDrain) ProtoMessage() {}
+
+func (x *BackendDrain) ProtoReflect() protoreflect.Message {
+	mi := &file_medway_v1_medway_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackendDrain.ProtoReflect.Descriptor instead.
+func (*BackendDrain) Descriptor() ([]byte, []int) {
+	return file_medway_v1_medway_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *BackendDrain) GetSince() string {
+	if x != nil {
+		return x.Since
+	}
+	return ""
+}
+
+func (x *BackendDrain) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *BackendDrain) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *BackendDrain) GetSwitchover() string {
+	if x != nil {
+		return x.Switchover
+	}
+	return ""
+}
+
 // Pause is stored under /medway/v1/pauses/<vip>, or under /medway/v1/pause for
 // all VIPs: nothing is switched automatically until the key is deleted. A value
 // that can't be read pauses too.
@@ -1531,7 +1603,7 @@ type Pause struct {
 
 func (x *Pause) Reset() {
 	*x = Pause{}
-	mi := &file_medway_v1_medway_proto_msgTypes[20]
+	mi := &file_medway_v1_medway_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1543,7 +1615,7 @@ func (x *Pause) String() string {
 func (*Pause) ProtoMessage() {}
 
 func (x *Pause) ProtoReflect() protoreflect.Message {
-	mi := &file_medway_v1_medway_proto_msgTypes[20]
+	mi := &file_medway_v1_medway_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1556,7 +1628,7 @@ func (x *Pause) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pause.ProtoReflect.Descriptor instead.
 func (*Pause) Descriptor() ([]byte, []int) {
-	return file_medway_v1_medway_proto_rawDescGZIP(), []int{20}
+	return file_medway_v1_medway_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Pause) GetSince() string {
@@ -1598,7 +1670,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_medway_v1_medway_proto_msgTypes[21]
+	mi := &file_medway_v1_medway_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1610,7 +1682,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_medway_v1_medway_proto_msgTypes[21]
+	mi := &file_medway_v1_medway_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1623,7 +1695,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_medway_v1_medway_proto_rawDescGZIP(), []int{21}
+	return file_medway_v1_medway_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Event) GetAt() string {
@@ -1695,7 +1767,7 @@ type Status struct {
 
 func (x *Status) Reset() {
 	*x = Status{}
-	mi := &file_medway_v1_medway_proto_msgTypes[22]
+	mi := &file_medway_v1_medway_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1707,7 +1779,7 @@ func (x *Status) String() string {
 func (*Status) ProtoMessage() {}
 
 func (x *Status) ProtoReflect() protoreflect.Message {
-	mi := &file_medway_v1_medway_proto_msgTypes[22]
+	mi := &file_medway_v1_medway_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1720,7 +1792,7 @@ func (x *Status) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Status.ProtoReflect.Descriptor instead.
 func (*Status) Descriptor() ([]byte, []int) {
-	return file_medway_v1_medway_proto_rawDescGZIP(), []int{22}
+	return file_medway_v1_medway_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Status) GetNode() string {
@@ -1822,7 +1894,7 @@ type Drift struct {
 
 func (x *Drift) Reset() {
 	*x = Drift{}
-	mi := &file_medway_v1_medway_proto_msgTypes[23]
+	mi := &file_medway_v1_medway_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1834,7 +1906,7 @@ func (x *Drift) String() string {
 func (*Drift) ProtoMessage() {}
 
 func (x *Drift) ProtoReflect() protoreflect.Message {
-	mi := &file_medway_v1_medway_proto_msgTypes[23]
+	mi := &file_medway_v1_medway_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1847,7 +1919,7 @@ func (x *Drift) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drift.ProtoReflect.Descriptor instead.
 func (*Drift) Descriptor() ([]byte, []int) {
-	return file_medway_v1_medway_proto_rawDescGZIP(), []int{23}
+	return file_medway_v1_medway_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Drift) GetMended() uint64 {
@@ -1894,7 +1966,7 @@ type VIPStatus struct {
 
 func (x *VIPStatus) Reset() {
 	*x = VIPStatus{}
-	mi := &file_medway_v1_medway_proto_msgTypes[24]
+	mi := &file_medway_v1_medway_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1906,7 +1978,7 @@ func (x *VIPStatus) String() string {
 func (*VIPStatus) ProtoMessage() {}
 
 func (x *VIPStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_medway_v1_medway_proto_msgTypes[24]
+	mi := &file_medway_v1_medway_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1919,7 +1991,7 @@ func (x *VIPStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VIPStatus.ProtoReflect.Descriptor instead.
 func (*VIPStatus) Descriptor() ([]byte, []int) {
-	return file_medway_v1_medway_proto_rawDescGZIP(), []int{24}
+	return file_medway_v1_medway_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *VIPStatus) GetVip() string {
@@ -1998,7 +2070,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_medway_v1_medway_proto_msgTypes[25]
+	mi := &file_medway_v1_medway_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2010,7 +2082,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_medway_v1_medway_proto_msgTypes[25]
+	mi := &file_medway_v1_medway_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2023,7 +2095,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_medway_v1_medway_proto_rawDescGZIP(), []int{25}
+	return file_medway_v1_medway_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Session) GetNeighbor() string {
@@ -2065,7 +2137,7 @@ type Fault struct {
 
 func (x *Fault) Reset() {
 	*x = Fault{}
-	mi := &file_medway_v1_medway_proto_msgTypes[26]
+	mi := &file_medway_v1_medway_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2077,7 +2149,7 @@ func (x *Fault) String() string {
 func (*Fault) ProtoMessage() {}
 
 func (x *Fault) ProtoReflect() protoreflect.Message {
-	mi := &file_medway_v1_medway_proto_msgTypes[26]
+	mi := &file_medway_v1_medway_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2090,7 +2162,7 @@ func (x *Fault) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fault.ProtoReflect.Descriptor instead.
 func (*Fault) Descriptor() ([]byte, []int) {
-	return file_medway_v1_medway_proto_rawDescGZIP(), []int{26}
+	return file_medway_v1_medway_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Fault) GetSubject() string {
@@ -2272,7 +2344,14 @@ const file_medway_v1_medway_proto_rawDesc = "" +
 	"\x05Drain\x12\x14\n" +
 	"\x05since\x18\x01 \x01(\tR\x05since\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x0e\n" +
-	"\x02by\x18\x03 \x01(\tR\x02by\"E\n" +
+	"\x02by\x18\x03 \x01(\tR\x02by\"l\n" +
+	"\fBackendDrain\x12\x14\n" +
+	"\x05since\x18\x01 \x01(\tR\x05since\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x0e\n" +
+	"\x02by\x18\x03 \x01(\tR\x02by\x12\x1e\n" +
+	"\n" +
+	"switchover\x18\x04 \x01(\tR\n" +
+	"switchover\"E\n" +
 	"\x05Pause\x12\x14\n" +
 	"\x05since\x18\x01 \x01(\tR\x05since\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x0e\n" +
@@ -2336,7 +2415,7 @@ func file_medway_v1_medway_proto_rawDescGZIP() []byte {
 	return file_medway_v1_medway_proto_rawDescData
 }
 
-var file_medway_v1_medway_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_medway_v1_medway_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_medway_v1_medway_proto_goTypes = []any{
 	(*Settings)(nil),                  // 0: medway.v1.Settings
 	(*Sync)(nil),                      // 1: medway.v1.Sync
@@ -2358,37 +2437,38 @@ var file_medway_v1_medway_proto_goTypes = []any{
 	(*Claim)(nil),                     // 17: medway.v1.Claim
 	(*Lock)(nil),                      // 18: medway.v1.Lock
 	(*Drain)(nil),                     // 19: medway.v1.Drain
-	(*Pause)(nil),                     // 20: medway.v1.Pause
-	(*Event)(nil),                     // 21: medway.v1.Event
-	(*Status)(nil),                    // 22: medway.v1.Status
-	(*Drift)(nil),                     // 23: medway.v1.Drift
-	(*VIPStatus)(nil),                 // 24: medway.v1.VIPStatus
-	(*Session)(nil),                   // 25: medway.v1.Session
-	(*Fault)(nil),                     // 26: medway.v1.Fault
-	nil,                               // 27: medway.v1.Settings.SysctlsEntry
-	nil,                               // 28: medway.v1.VIP.GroupsEntry
-	nil,                               // 29: medway.v1.Announcement.RolesEntry
-	(*descriptorpb.FieldOptions)(nil), // 30: google.protobuf.FieldOptions
+	(*BackendDrain)(nil),              // 20: medway.v1.BackendDrain
+	(*Pause)(nil),                     // 21: medway.v1.Pause
+	(*Event)(nil),                     // 22: medway.v1.Event
+	(*Status)(nil),                    // 23: medway.v1.Status
+	(*Drift)(nil),                     // 24: medway.v1.Drift
+	(*VIPStatus)(nil),                 // 25: medway.v1.VIPStatus
+	(*Session)(nil),                   // 26: medway.v1.Session
+	(*Fault)(nil),                     // 27: medway.v1.Fault
+	nil,                               // 28: medway.v1.Settings.SysctlsEntry
+	nil,                               // 29: medway.v1.VIP.GroupsEntry
+	nil,                               // 30: medway.v1.Announcement.RolesEntry
+	(*descriptorpb.FieldOptions)(nil), // 31: google.protobuf.FieldOptions
 }
 var file_medway_v1_medway_proto_depIdxs = []int32{
 	1,  // 0: medway.v1.Settings.sync:type_name -> medway.v1.Sync
 	2,  // 1: medway.v1.Settings.timeouts:type_name -> medway.v1.Timeouts
-	27, // 2: medway.v1.Settings.sysctls:type_name -> medway.v1.Settings.SysctlsEntry
+	28, // 2: medway.v1.Settings.sysctls:type_name -> medway.v1.Settings.SysctlsEntry
 	7,  // 3: medway.v1.VIP.services:type_name -> medway.v1.Service
-	28, // 4: medway.v1.VIP.groups:type_name -> medway.v1.VIP.GroupsEntry
+	29, // 4: medway.v1.VIP.groups:type_name -> medway.v1.VIP.GroupsEntry
 	8,  // 5: medway.v1.VIP.announcement:type_name -> medway.v1.Announcement
 	5,  // 6: medway.v1.VIP.automatic_switchover:type_name -> medway.v1.AutomaticSwitchover
 	6,  // 7: medway.v1.VIP.ownership:type_name -> medway.v1.Ownership
 	3,  // 8: medway.v1.Announcement.ladder:type_name -> medway.v1.Ladder
-	29, // 9: medway.v1.Announcement.roles:type_name -> medway.v1.Announcement.RolesEntry
+	30, // 9: medway.v1.Announcement.roles:type_name -> medway.v1.Announcement.RolesEntry
 	11, // 10: medway.v1.Pool.weights:type_name -> medway.v1.Weights
 	12, // 11: medway.v1.Pool.thresholds:type_name -> medway.v1.Thresholds
-	24, // 12: medway.v1.Status.vips:type_name -> medway.v1.VIPStatus
-	25, // 13: medway.v1.Status.sessions:type_name -> medway.v1.Session
-	26, // 14: medway.v1.Status.faults:type_name -> medway.v1.Fault
-	23, // 15: medway.v1.Status.drift:type_name -> medway.v1.Drift
+	25, // 12: medway.v1.Status.vips:type_name -> medway.v1.VIPStatus
+	26, // 13: medway.v1.Status.sessions:type_name -> medway.v1.Session
+	27, // 14: medway.v1.Status.faults:type_name -> medway.v1.Fault
+	24, // 15: medway.v1.Status.drift:type_name -> medway.v1.Drift
 	9,  // 16: medway.v1.Announcement.RolesEntry.value:type_name -> medway.v1.Route
-	30, // 17: medway.v1.since:extendee -> google.protobuf.FieldOptions
+	31, // 17: medway.v1.since:extendee -> google.protobuf.FieldOptions
 	18, // [18:18] is the sub-list for method output_type
 	18, // [18:18] is the sub-list for method input_type
 	18, // [18:18] is the sub-list for extension type_name
@@ -2406,14 +2486,14 @@ func file_medway_v1_medway_proto_init() {
 	file_medway_v1_medway_proto_msgTypes[3].OneofWrappers = []any{}
 	file_medway_v1_medway_proto_msgTypes[5].OneofWrappers = []any{}
 	file_medway_v1_medway_proto_msgTypes[11].OneofWrappers = []any{}
-	file_medway_v1_medway_proto_msgTypes[24].OneofWrappers = []any{}
+	file_medway_v1_medway_proto_msgTypes[25].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_medway_v1_medway_proto_rawDesc), len(file_medway_v1_medway_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   30,
+			NumMessages:   31,
 			NumExtensions: 1,
 			NumServices:   0,
 		},

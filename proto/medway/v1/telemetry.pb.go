@@ -37,7 +37,9 @@ type Live struct {
 	// Why the node is cold; unset: it is warm.
 	Cold string `protobuf:"bytes,4,opt,name=cold,proto3" json:"cold,omitempty"`
 	// VIPs that the node can't serve, though they are its own.
-	Unable        []string `protobuf:"bytes,5,rep,name=unable,proto3" json:"unable,omitempty"`
+	Unable []string `protobuf:"bytes,5,rep,name=unable,proto3" json:"unable,omitempty"`
+	// Those that have connections, by pool and name.
+	Backends      []*BackendConnections `protobuf:"bytes,6,rep,name=backends,proto3" json:"backends,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -107,17 +109,99 @@ func (x *Live) GetUnable() []string {
 	return nil
 }
 
+func (x *Live) GetBackends() []*BackendConnections {
+	if x != nil {
+		return x.Backends
+	}
+	return nil
+}
+
+// BackendConnections are those in the node's table, of all its VIPs together.
+type BackendConnections struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pool          string                 `protobuf:"bytes,1,opt,name=pool,proto3" json:"pool,omitempty"`
+	Backend       string                 `protobuf:"bytes,2,opt,name=backend,proto3" json:"backend,omitempty"`
+	Active        uint64                 `protobuf:"varint,3,opt,name=active,proto3" json:"active,omitempty"`
+	Inactive      uint64                 `protobuf:"varint,4,opt,name=inactive,proto3" json:"inactive,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackendConnections) Reset() {
+	*x = BackendConnections{}
+	mi := &file_medway_v1_telemetry_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackendConnections) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackendConnections) ProtoMessage() {}
+
+func (x *BackendConnections) ProtoReflect() protoreflect.Message {
+	mi := &file_medway_v1_telemetry_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackendConnections.ProtoReflect.Descriptor instead.
+func (*BackendConnections) Descriptor() ([]byte, []int) {
+	return file_medway_v1_telemetry_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *BackendConnections) GetPool() string {
+	if x != nil {
+		return x.Pool
+	}
+	return ""
+}
+
+func (x *BackendConnections) GetBackend() string {
+	if x != nil {
+		return x.Backend
+	}
+	return ""
+}
+
+func (x *BackendConnections) GetActive() uint64 {
+	if x != nil {
+		return x.Active
+	}
+	return 0
+}
+
+func (x *BackendConnections) GetInactive() uint64 {
+	if x != nil {
+		return x.Inactive
+	}
+	return 0
+}
+
 var File_medway_v1_telemetry_proto protoreflect.FileDescriptor
 
 const file_medway_v1_telemetry_proto_rawDesc = "" +
 	"\n" +
-	"\x19medway/v1/telemetry.proto\x12\tmedway.v1\x1a\x16medway/v1/medway.proto\"\x86\x01\n" +
+	"\x19medway/v1/telemetry.proto\x12\tmedway.v1\x1a\x16medway/v1/medway.proto\"\xc1\x01\n" +
 	"\x04Live\x12\x0e\n" +
 	"\x02at\x18\x01 \x01(\tR\x02at\x12)\n" +
 	"\x06status\x18\x02 \x01(\v2\x11.medway.v1.StatusR\x06status\x12\x17\n" +
 	"\ain_plan\x18\x03 \x01(\bR\x06inPlan\x12\x12\n" +
 	"\x04cold\x18\x04 \x01(\tR\x04cold\x12\x16\n" +
-	"\x06unable\x18\x05 \x03(\tR\x06unableB6Z4github.com/medway-lb/medway/proto/medway/v1;medwayv1b\x06proto3"
+	"\x06unable\x18\x05 \x03(\tR\x06unable\x129\n" +
+	"\bbackends\x18\x06 \x03(\v2\x1d.medway.v1.BackendConnectionsR\bbackends\"v\n" +
+	"\x12BackendConnections\x12\x12\n" +
+	"\x04pool\x18\x01 \x01(\tR\x04pool\x12\x18\n" +
+	"\abackend\x18\x02 \x01(\tR\abackend\x12\x16\n" +
+	"\x06active\x18\x03 \x01(\x04R\x06active\x12\x1a\n" +
+	"\binactive\x18\x04 \x01(\x04R\binactiveB6Z4github.com/medway-lb/medway/proto/medway/v1;medwayv1b\x06proto3"
 
 var (
 	file_medway_v1_telemetry_proto_rawDescOnce sync.Once
@@ -131,18 +215,20 @@ func file_medway_v1_telemetry_proto_rawDescGZIP() []byte {
 	return file_medway_v1_telemetry_proto_rawDescData
 }
 
-var file_medway_v1_telemetry_proto_msgTypes = make([]protoimpl.MessageInfo, 1)
+var file_medway_v1_telemetry_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
 var file_medway_v1_telemetry_proto_goTypes = []any{
-	(*Live)(nil),   // 0: medway.v1.Live
-	(*Status)(nil), // 1: medway.v1.Status
+	(*Live)(nil),               // 0: medway.v1.Live
+	(*BackendConnections)(nil), // 1: medway.v1.BackendConnections
+	(*Status)(nil),             // 2: medway.v1.Status
 }
 var file_medway_v1_telemetry_proto_depIdxs = []int32{
-	1, // 0: medway.v1.Live.status:type_name -> medway.v1.Status
-	1, // [1:1] is the sub-list for method output_type
-	1, // [1:1] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	2, // 0: medway.v1.Live.status:type_name -> medway.v1.Status
+	1, // 1: medway.v1.Live.backends:type_name -> medway.v1.BackendConnections
+	2, // [2:2] is the sub-list for method output_type
+	2, // [2:2] is the sub-list for method input_type
+	2, // [2:2] is the sub-list for extension type_name
+	2, // [2:2] is the sub-list for extension extendee
+	0, // [0:2] is the sub-list for field type_name
 }
 
 func init() { file_medway_v1_telemetry_proto_init() }
@@ -157,7 +243,7 @@ func file_medway_v1_telemetry_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_medway_v1_telemetry_proto_rawDesc), len(file_medway_v1_telemetry_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   1,
+			NumMessages:   2,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
