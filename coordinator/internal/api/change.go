@@ -171,6 +171,29 @@ func (s *Server) Undrain(ctx context.Context, r *connect.Request[medwayv1.NodeRe
 	})
 }
 
+// DrainBackend gives a backend no new connections.
+func (s *Server) DrainBackend(ctx context.Context, r *connect.Request[medwayv1.BackendRequest]) (*connect.Response[medwayv1.ChangeResponse], error) {
+	if r.Msg.Force {
+		if err := reasoned(r.Msg.Reason); err != nil {
+			return nil, problem(err)
+		}
+	}
+	return s.changing(ctx, "", r.Msg.Reason, r.Msg.DryRun, func(have *operation.Contents, a operation.Author) (*operation.Change, error) {
+		return operation.DrainBackend(have, backendOf(r.Msg), a, r.Msg.Force, s.now())
+	})
+}
+
+// UndrainBackend gives a backend new connections again.
+func (s *Server) UndrainBackend(ctx context.Context, r *connect.Request[medwayv1.BackendRequest]) (*connect.Response[medwayv1.ChangeResponse], error) {
+	return s.changing(ctx, "", r.Msg.Reason, r.Msg.DryRun, func(have *operation.Contents, _ operation.Author) (*operation.Change, error) {
+		return operation.UndrainBackend(have, backendOf(r.Msg))
+	})
+}
+
+func backendOf(r *medwayv1.BackendRequest) state.BackendKey {
+	return state.BackendKey{Pool: r.Pool, Name: r.Backend}
+}
+
 // maxKeep is more than any router keeps a dead host's routes.
 const maxKeep = time.Hour
 

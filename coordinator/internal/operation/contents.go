@@ -135,9 +135,14 @@ func (h *Contents) checkVIP(name string) error {
 	return refuse(ErrNotFound, "VIP %s does not exist", state.Quote(name))
 }
 
+// The schemas that kinds of keys came with.
+const (
+	ordersSchema        = 3 // drains of nodes, and pauses
+	backendDrainsSchema = 4
+)
+
 // checkSchema holds back a kind of key that a node doesn't know.
-func (h *Contents) checkSchema(nodes ...string) error {
-	const since = 3 // drains and pauses
+func (h *Contents) checkSchema(since uint32, nodes ...string) error {
 	for _, name := range nodes {
 		if n := h.Nodes[name]; n.Schema < since {
 			return refuse(ErrPrecondition, "node %s knows schema %d, expected %d: upgrade its agent first", name, n.Schema, since)

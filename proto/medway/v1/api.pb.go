@@ -1248,6 +1248,83 @@ func (x *NodeRequest) GetDryRun() bool {
 	return false
 }
 
+type BackendRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Pool    string                 `protobuf:"bytes,1,opt,name=pool,proto3" json:"pool,omitempty"`
+	Backend string                 `protobuf:"bytes,2,opt,name=backend,proto3" json:"backend,omitempty"`
+	Reason  string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	DryRun  bool                   `protobuf:"varint,4,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// Drain the last one of a pool that is not drained too; it needs a reason.
+	Force         bool `protobuf:"varint,5,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackendRequest) Reset() {
+	*x = BackendRequest{}
+	mi := &file_medway_v1_api_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackendRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackendRequest) ProtoMessage() {}
+
+func (x *BackendRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_medway_v1_api_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackendRequest.ProtoReflect.Descriptor instead.
+func (*BackendRequest) Descriptor() ([]byte, []int) {
+	return file_medway_v1_api_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *BackendRequest) GetPool() string {
+	if x != nil {
+		return x.Pool
+	}
+	return ""
+}
+
+func (x *BackendRequest) GetBackend() string {
+	if x != nil {
+		return x.Backend
+	}
+	return ""
+}
+
+func (x *BackendRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *BackendRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *BackendRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
 type ChangeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// From when on it is in force; unset with dry_run.
@@ -1263,7 +1340,7 @@ type ChangeResponse struct {
 
 func (x *ChangeResponse) Reset() {
 	*x = ChangeResponse{}
-	mi := &file_medway_v1_api_proto_msgTypes[20]
+	mi := &file_medway_v1_api_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1275,7 +1352,7 @@ func (x *ChangeResponse) String() string {
 func (*ChangeResponse) ProtoMessage() {}
 
 func (x *ChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_medway_v1_api_proto_msgTypes[20]
+	mi := &file_medway_v1_api_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1288,7 +1365,7 @@ func (x *ChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeResponse.ProtoReflect.Descriptor instead.
 func (*ChangeResponse) Descriptor() ([]byte, []int) {
-	return file_medway_v1_api_proto_rawDescGZIP(), []int{20}
+	return file_medway_v1_api_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ChangeResponse) GetRevision() int64 {
@@ -1335,7 +1412,7 @@ type ForgetRequest struct {
 
 func (x *ForgetRequest) Reset() {
 	*x = ForgetRequest{}
-	mi := &file_medway_v1_api_proto_msgTypes[21]
+	mi := &file_medway_v1_api_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1347,7 +1424,7 @@ func (x *ForgetRequest) String() string {
 func (*ForgetRequest) ProtoMessage() {}
 
 func (x *ForgetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_medway_v1_api_proto_msgTypes[21]
+	mi := &file_medway_v1_api_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1360,7 +1437,7 @@ func (x *ForgetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetRequest.ProtoReflect.Descriptor instead.
 func (*ForgetRequest) Descriptor() ([]byte, []int) {
-	return file_medway_v1_api_proto_rawDescGZIP(), []int{21}
+	return file_medway_v1_api_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ForgetRequest) GetNode() string {
@@ -1410,7 +1487,7 @@ type ForgetResponse struct {
 
 func (x *ForgetResponse) Reset() {
 	*x = ForgetResponse{}
-	mi := &file_medway_v1_api_proto_msgTypes[22]
+	mi := &file_medway_v1_api_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1422,7 +1499,7 @@ func (x *ForgetResponse) String() string {
 func (*ForgetResponse) ProtoMessage() {}
 
 func (x *ForgetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_medway_v1_api_proto_msgTypes[22]
+	mi := &file_medway_v1_api_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1435,7 +1512,7 @@ func (x *ForgetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetResponse.ProtoReflect.Descriptor instead.
 func (*ForgetResponse) Descriptor() ([]byte, []int) {
-	return file_medway_v1_api_proto_rawDescGZIP(), []int{22}
+	return file_medway_v1_api_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ForgetResponse) GetLeft() string {
@@ -1462,7 +1539,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_medway_v1_api_proto_msgTypes[23]
+	mi := &file_medway_v1_api_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1474,7 +1551,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_medway_v1_api_proto_msgTypes[23]
+	mi := &file_medway_v1_api_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1487,7 +1564,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_medway_v1_api_proto_rawDescGZIP(), []int{23}
+	return file_medway_v1_api_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Refusal) GetChecks() map[string]*Checks {
@@ -1506,7 +1583,7 @@ type Checks struct {
 
 func (x *Checks) Reset() {
 	*x = Checks{}
-	mi := &file_medway_v1_api_proto_msgTypes[24]
+	mi := &file_medway_v1_api_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1518,7 +1595,7 @@ func (x *Checks) String() string {
 func (*Checks) ProtoMessage() {}
 
 func (x *Checks) ProtoReflect() protoreflect.Message {
-	mi := &file_medway_v1_api_proto_msgTypes[24]
+	mi := &file_medway_v1_api_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1531,7 +1608,7 @@ func (x *Checks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checks.ProtoReflect.Descriptor instead.
 func (*Checks) Descriptor() ([]byte, []int) {
-	return file_medway_v1_api_proto_rawDescGZIP(), []int{24}
+	return file_medway_v1_api_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Checks) GetChecks() []*Check {
@@ -1553,7 +1630,7 @@ type FieldViolation struct {
 
 func (x *FieldViolation) Reset() {
 	*x = FieldViolation{}
-	mi := &file_medway_v1_api_proto_msgTypes[25]
+	mi := &file_medway_v1_api_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1565,7 +1642,7 @@ func (x *FieldViolation) String() string {
 func (*FieldViolation) ProtoMessage() {}
 
 func (x *FieldViolation) ProtoReflect() protoreflect.Message {
-	mi := &file_medway_v1_api_proto_msgTypes[25]
+	mi := &file_medway_v1_api_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1578,7 +1655,7 @@ func (x *FieldViolation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FieldViolation.ProtoReflect.Descriptor instead.
 func (*FieldViolation) Descriptor() ([]byte, []int) {
-	return file_medway_v1_api_proto_rawDescGZIP(), []int{25}
+	return file_medway_v1_api_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *FieldViolation) GetField() string {
@@ -1706,7 +1783,13 @@ const file_medway_v1_api_proto_rawDesc = "" +
 	"\vNodeRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x17\n" +
-	"\adry_run\x18\x03 \x01(\bR\x06dryRun\"j\n" +
+	"\adry_run\x18\x03 \x01(\bR\x06dryRun\"\x85\x01\n" +
+	"\x0eBackendRequest\x12\x12\n" +
+	"\x04pool\x18\x01 \x01(\tR\x04pool\x12\x18\n" +
+	"\abackend\x18\x02 \x01(\tR\abackend\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x17\n" +
+	"\adry_run\x18\x04 \x01(\bR\x06dryRun\x12\x14\n" +
+	"\x05force\x18\x05 \x01(\bR\x05force\"j\n" +
 	"\x0eChangeResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12\x12\n" +
 	"\x04done\x18\x02 \x01(\tR\x04done\x12\x14\n" +
@@ -1733,7 +1816,7 @@ const file_medway_v1_api_proto_rawDesc = "" +
 	"\x0eFieldViolation\x12\x14\n" +
 	"\x05field\x18\x01 \x01(\tR\x05field\x12\x14\n" +
 	"\x05found\x18\x02 \x01(\tR\x05found\x12\x1a\n" +
-	"\bexpected\x18\x03 \x01(\tR\bexpected2\xe0\a\n" +
+	"\bexpected\x18\x03 \x01(\tR\bexpected2\xee\b\n" +
 	"\vCoordinator\x12H\n" +
 	"\bGetState\x12\x1a.medway.v1.GetStateRequest\x1a\x1b.medway.v1.GetStateResponse\"\x03\x90\x02\x01\x12<\n" +
 	"\x05Watch\x12\x17.medway.v1.WatchRequest\x1a\x18.medway.v1.WatchResponse0\x01\x12N\n" +
@@ -1749,7 +1832,9 @@ const file_medway_v1_api_proto_rawDesc = "" +
 	"\x05Pause\x12\x15.medway.v1.VIPRequest\x1a\x19.medway.v1.ChangeResponse\x12:\n" +
 	"\x06Resume\x12\x15.medway.v1.VIPRequest\x1a\x19.medway.v1.ChangeResponse\x12:\n" +
 	"\x05Drain\x12\x16.medway.v1.NodeRequest\x1a\x19.medway.v1.ChangeResponse\x12<\n" +
-	"\aUndrain\x12\x16.medway.v1.NodeRequest\x1a\x19.medway.v1.ChangeResponse\x12?\n" +
+	"\aUndrain\x12\x16.medway.v1.NodeRequest\x1a\x19.medway.v1.ChangeResponse\x12D\n" +
+	"\fDrainBackend\x12\x19.medway.v1.BackendRequest\x1a\x19.medway.v1.ChangeResponse\x12F\n" +
+	"\x0eUndrainBackend\x12\x19.medway.v1.BackendRequest\x1a\x19.medway.v1.ChangeResponse\x12?\n" +
 	"\x06Forget\x12\x18.medway.v1.ForgetRequest\x1a\x19.medway.v1.ForgetResponse0\x01B6Z4github.com/medway-lb/medway/proto/medway/v1;medwayv1b\x06proto3"
 
 var (
@@ -1764,7 +1849,7 @@ func file_medway_v1_api_proto_rawDescGZIP() []byte {
 	return file_medway_v1_api_proto_rawDescData
 }
 
-var file_medway_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_medway_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_medway_v1_api_proto_goTypes = []any{
 	(*GetStateRequest)(nil),         // 0: medway.v1.GetStateRequest
 	(*GetStateResponse)(nil),        // 1: medway.v1.GetStateResponse
@@ -1786,49 +1871,50 @@ var file_medway_v1_api_proto_goTypes = []any{
 	(*CancelEvacuationRequest)(nil), // 17: medway.v1.CancelEvacuationRequest
 	(*VIPRequest)(nil),              // 18: medway.v1.VIPRequest
 	(*NodeRequest)(nil),             // 19: medway.v1.NodeRequest
-	(*ChangeResponse)(nil),          // 20: medway.v1.ChangeResponse
-	(*ForgetRequest)(nil),           // 21: medway.v1.ForgetRequest
-	(*ForgetResponse)(nil),          // 22: medway.v1.ForgetResponse
-	(*Refusal)(nil),                 // 23: medway.v1.Refusal
-	(*Checks)(nil),                  // 24: medway.v1.Checks
-	(*FieldViolation)(nil),          // 25: medway.v1.FieldViolation
-	nil,                             // 26: medway.v1.GetStateResponse.StoredEntry
-	nil,                             // 27: medway.v1.GetStateResponse.NodesEntry
-	nil,                             // 28: medway.v1.GetStateResponse.LiveEntry
-	nil,                             // 29: medway.v1.GetStateResponse.SwitchoversEntry
-	nil,                             // 30: medway.v1.GetStateResponse.EvacuationsEntry
-	nil,                             // 31: medway.v1.ApplyRequest.RevisionsEntry
-	nil,                             // 32: medway.v1.Refusal.ChecksEntry
-	(*Fault)(nil),                   // 33: medway.v1.Fault
-	(*Event)(nil),                   // 34: medway.v1.Event
-	(*Check)(nil),                   // 35: medway.v1.Check
-	(*Status)(nil),                  // 36: medway.v1.Status
-	(*Live)(nil),                    // 37: medway.v1.Live
-	(*Switchover)(nil),              // 38: medway.v1.Switchover
-	(*Evacuation)(nil),              // 39: medway.v1.Evacuation
+	(*BackendRequest)(nil),          // 20: medway.v1.BackendRequest
+	(*ChangeResponse)(nil),          // 21: medway.v1.ChangeResponse
+	(*ForgetRequest)(nil),           // 22: medway.v1.ForgetRequest
+	(*ForgetResponse)(nil),          // 23: medway.v1.ForgetResponse
+	(*Refusal)(nil),                 // 24: medway.v1.Refusal
+	(*Checks)(nil),                  // 25: medway.v1.Checks
+	(*FieldViolation)(nil),          // 26: medway.v1.FieldViolation
+	nil,                             // 27: medway.v1.GetStateResponse.StoredEntry
+	nil,                             // 28: medway.v1.GetStateResponse.NodesEntry
+	nil,                             // 29: medway.v1.GetStateResponse.LiveEntry
+	nil,                             // 30: medway.v1.GetStateResponse.SwitchoversEntry
+	nil,                             // 31: medway.v1.GetStateResponse.EvacuationsEntry
+	nil,                             // 32: medway.v1.ApplyRequest.RevisionsEntry
+	nil,                             // 33: medway.v1.Refusal.ChecksEntry
+	(*Fault)(nil),                   // 34: medway.v1.Fault
+	(*Event)(nil),                   // 35: medway.v1.Event
+	(*Check)(nil),                   // 36: medway.v1.Check
+	(*Status)(nil),                  // 37: medway.v1.Status
+	(*Live)(nil),                    // 38: medway.v1.Live
+	(*Switchover)(nil),              // 39: medway.v1.Switchover
+	(*Evacuation)(nil),              // 40: medway.v1.Evacuation
 }
 var file_medway_v1_api_proto_depIdxs = []int32{
-	26, // 0: medway.v1.GetStateResponse.stored:type_name -> medway.v1.GetStateResponse.StoredEntry
-	27, // 1: medway.v1.GetStateResponse.nodes:type_name -> medway.v1.GetStateResponse.NodesEntry
-	28, // 2: medway.v1.GetStateResponse.live:type_name -> medway.v1.GetStateResponse.LiveEntry
-	29, // 3: medway.v1.GetStateResponse.switchovers:type_name -> medway.v1.GetStateResponse.SwitchoversEntry
-	30, // 4: medway.v1.GetStateResponse.evacuations:type_name -> medway.v1.GetStateResponse.EvacuationsEntry
-	33, // 5: medway.v1.GetStateResponse.faults:type_name -> medway.v1.Fault
-	33, // 6: medway.v1.GetStateResponse.notices:type_name -> medway.v1.Fault
+	27, // 0: medway.v1.GetStateResponse.stored:type_name -> medway.v1.GetStateResponse.StoredEntry
+	28, // 1: medway.v1.GetStateResponse.nodes:type_name -> medway.v1.GetStateResponse.NodesEntry
+	29, // 2: medway.v1.GetStateResponse.live:type_name -> medway.v1.GetStateResponse.LiveEntry
+	30, // 3: medway.v1.GetStateResponse.switchovers:type_name -> medway.v1.GetStateResponse.SwitchoversEntry
+	31, // 4: medway.v1.GetStateResponse.evacuations:type_name -> medway.v1.GetStateResponse.EvacuationsEntry
+	34, // 5: medway.v1.GetStateResponse.faults:type_name -> medway.v1.Fault
+	34, // 6: medway.v1.GetStateResponse.notices:type_name -> medway.v1.Fault
 	7,  // 7: medway.v1.GetHistoryResponse.events:type_name -> medway.v1.PastEvent
-	34, // 8: medway.v1.PastEvent.event:type_name -> medway.v1.Event
-	31, // 9: medway.v1.ApplyRequest.revisions:type_name -> medway.v1.ApplyRequest.RevisionsEntry
+	35, // 8: medway.v1.PastEvent.event:type_name -> medway.v1.Event
+	32, // 9: medway.v1.ApplyRequest.revisions:type_name -> medway.v1.ApplyRequest.RevisionsEntry
 	10, // 10: medway.v1.ApplyResponse.changes:type_name -> medway.v1.ObjectChange
 	11, // 11: medway.v1.ApplyResponse.preview:type_name -> medway.v1.NodeChange
-	35, // 12: medway.v1.PreflightResponse.checks:type_name -> medway.v1.Check
-	32, // 13: medway.v1.Refusal.checks:type_name -> medway.v1.Refusal.ChecksEntry
-	35, // 14: medway.v1.Checks.checks:type_name -> medway.v1.Check
+	36, // 12: medway.v1.PreflightResponse.checks:type_name -> medway.v1.Check
+	33, // 13: medway.v1.Refusal.checks:type_name -> medway.v1.Refusal.ChecksEntry
+	36, // 14: medway.v1.Checks.checks:type_name -> medway.v1.Check
 	2,  // 15: medway.v1.GetStateResponse.StoredEntry.value:type_name -> medway.v1.Stored
-	36, // 16: medway.v1.GetStateResponse.NodesEntry.value:type_name -> medway.v1.Status
-	37, // 17: medway.v1.GetStateResponse.LiveEntry.value:type_name -> medway.v1.Live
-	38, // 18: medway.v1.GetStateResponse.SwitchoversEntry.value:type_name -> medway.v1.Switchover
-	39, // 19: medway.v1.GetStateResponse.EvacuationsEntry.value:type_name -> medway.v1.Evacuation
-	24, // 20: medway.v1.Refusal.ChecksEntry.value:type_name -> medway.v1.Checks
+	37, // 16: medway.v1.GetStateResponse.NodesEntry.value:type_name -> medway.v1.Status
+	38, // 17: medway.v1.GetStateResponse.LiveEntry.value:type_name -> medway.v1.Live
+	39, // 18: medway.v1.GetStateResponse.SwitchoversEntry.value:type_name -> medway.v1.Switchover
+	40, // 19: medway.v1.GetStateResponse.EvacuationsEntry.value:type_name -> medway.v1.Evacuation
+	25, // 20: medway.v1.Refusal.ChecksEntry.value:type_name -> medway.v1.Checks
 	0,  // 21: medway.v1.Coordinator.GetState:input_type -> medway.v1.GetStateRequest
 	3,  // 22: medway.v1.Coordinator.Watch:input_type -> medway.v1.WatchRequest
 	5,  // 23: medway.v1.Coordinator.GetHistory:input_type -> medway.v1.GetHistoryRequest
@@ -1843,24 +1929,28 @@ var file_medway_v1_api_proto_depIdxs = []int32{
 	18, // 32: medway.v1.Coordinator.Resume:input_type -> medway.v1.VIPRequest
 	19, // 33: medway.v1.Coordinator.Drain:input_type -> medway.v1.NodeRequest
 	19, // 34: medway.v1.Coordinator.Undrain:input_type -> medway.v1.NodeRequest
-	21, // 35: medway.v1.Coordinator.Forget:input_type -> medway.v1.ForgetRequest
-	1,  // 36: medway.v1.Coordinator.GetState:output_type -> medway.v1.GetStateResponse
-	4,  // 37: medway.v1.Coordinator.Watch:output_type -> medway.v1.WatchResponse
-	6,  // 38: medway.v1.Coordinator.GetHistory:output_type -> medway.v1.GetHistoryResponse
-	9,  // 39: medway.v1.Coordinator.Apply:output_type -> medway.v1.ApplyResponse
-	13, // 40: medway.v1.Coordinator.Preflight:output_type -> medway.v1.PreflightResponse
-	38, // 41: medway.v1.Coordinator.Switch:output_type -> medway.v1.Switchover
-	15, // 42: medway.v1.Coordinator.Cancel:output_type -> medway.v1.CancelResponse
-	39, // 43: medway.v1.Coordinator.Evacuate:output_type -> medway.v1.Evacuation
-	15, // 44: medway.v1.Coordinator.CancelEvacuation:output_type -> medway.v1.CancelResponse
-	20, // 45: medway.v1.Coordinator.Unlock:output_type -> medway.v1.ChangeResponse
-	20, // 46: medway.v1.Coordinator.Pause:output_type -> medway.v1.ChangeResponse
-	20, // 47: medway.v1.Coordinator.Resume:output_type -> medway.v1.ChangeResponse
-	20, // 48: medway.v1.Coordinator.Drain:output_type -> medway.v1.ChangeResponse
-	20, // 49: medway.v1.Coordinator.Undrain:output_type -> medway.v1.ChangeResponse
-	22, // 50: medway.v1.Coordinator.Forget:output_type -> medway.v1.ForgetResponse
-	36, // [36:51] is the sub-list for method output_type
-	21, // [21:36] is the sub-list for method input_type
+	20, // 35: medway.v1.Coordinator.DrainBackend:input_type -> medway.v1.BackendRequest
+	20, // 36: medway.v1.Coordinator.UndrainBackend:input_type -> medway.v1.BackendRequest
+	22, // 37: medway.v1.Coordinator.Forget:input_type -> medway.v1.ForgetRequest
+	1,  // 38: medway.v1.Coordinator.GetState:output_type -> medway.v1.GetStateResponse
+	4,  // 39: medway.v1.Coordinator.Watch:output_type -> medway.v1.WatchResponse
+	6,  // 40: medway.v1.Coordinator.GetHistory:output_type -> medway.v1.GetHistoryResponse
+	9,  // 41: medway.v1.Coordinator.Apply:output_type -> medway.v1.ApplyResponse
+	13, // 42: medway.v1.Coordinator.Preflight:output_type -> medway.v1.PreflightResponse
+	39, // 43: medway.v1.Coordinator.Switch:output_type -> medway.v1.Switchover
+	15, // 44: medway.v1.Coordinator.Cancel:output_type -> medway.v1.CancelResponse
+	40, // 45: medway.v1.Coordinator.Evacuate:output_type -> medway.v1.Evacuation
+	15, // 46: medway.v1.Coordinator.CancelEvacuation:output_type -> medway.v1.CancelResponse
+	21, // 47: medway.v1.Coordinator.Unlock:output_type -> medway.v1.ChangeResponse
+	21, // 48: medway.v1.Coordinator.Pause:output_type -> medway.v1.ChangeResponse
+	21, // 49: medway.v1.Coordinator.Resume:output_type -> medway.v1.ChangeResponse
+	21, // 50: medway.v1.Coordinator.Drain:output_type -> medway.v1.ChangeResponse
+	21, // 51: medway.v1.Coordinator.Undrain:output_type -> medway.v1.ChangeResponse
+	21, // 52: medway.v1.Coordinator.DrainBackend:output_type -> medway.v1.ChangeResponse
+	21, // 53: medway.v1.Coordinator.UndrainBackend:output_type -> medway.v1.ChangeResponse
+	23, // 54: medway.v1.Coordinator.Forget:output_type -> medway.v1.ForgetResponse
+	38, // [38:55] is the sub-list for method output_type
+	21, // [21:38] is the sub-list for method input_type
 	21, // [21:21] is the sub-list for extension type_name
 	21, // [21:21] is the sub-list for extension extendee
 	0,  // [0:21] is the sub-list for field type_name
@@ -1876,14 +1966,14 @@ func file_medway_v1_api_proto_init() {
 	file_medway_v1_telemetry_proto_init()
 	file_medway_v1_api_proto_msgTypes[4].OneofWrappers = []any{}
 	file_medway_v1_api_proto_msgTypes[10].OneofWrappers = []any{}
-	file_medway_v1_api_proto_msgTypes[22].OneofWrappers = []any{}
+	file_medway_v1_api_proto_msgTypes[23].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_medway_v1_api_proto_rawDesc), len(file_medway_v1_api_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   33,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

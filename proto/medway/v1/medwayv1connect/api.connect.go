@@ -77,6 +77,12 @@ const (
 	CoordinatorDrainProcedure = "/medway.v1.Coordinator/Drain"
 	// CoordinatorUndrainProcedure is the fully-qualified name of the Coordinator's Undrain RPC.
 	CoordinatorUndrainProcedure = "/medway.v1.Coordinator/Undrain"
+	// CoordinatorDrainBackendProcedure is the fully-qualified name of the Coordinator's DrainBackend
+	// RPC.
+	CoordinatorDrainBackendProcedure = "/medway.v1.Coordinator/DrainBackend"
+	// CoordinatorUndrainBackendProcedure is the fully-qualified name of the Coordinator's
+	// UndrainBackend RPC.
+	CoordinatorUndrainBackendProcedure = "/medway.v1.Coordinator/UndrainBackend"
 	// CoordinatorForgetProcedure is the fully-qualified name of the Coordinator's Forget RPC.
 	CoordinatorForgetProcedure = "/medway.v1.Coordinator/Forget"
 )
@@ -112,6 +118,10 @@ type CoordinatorClient interface {
 	Drain(context.Context, *connect.Request[v1.NodeRequest]) (*connect.Response[v1.ChangeResponse], error)
 	// Take a node back into service. Operator, for all VIPs.
 	Undrain(context.Context, *connect.Request[v1.NodeRequest]) (*connect.Response[v1.ChangeResponse], error)
+	// Give a backend no new connections; those that it has go on. Operator, for all VIPs.
+	DrainBackend(context.Context, *connect.Request[v1.BackendRequest]) (*connect.Response[v1.ChangeResponse], error)
+	// Give a backend new connections again. Operator, for all VIPs.
+	UndrainBackend(context.Context, *connect.Request[v1.BackendRequest]) (*connect.Response[v1.ChangeResponse], error)
 	// Let go of what a dead node may still announce. It watches that the node stays
 	// dead for as long as routers keep its routes, and tells how long that takes.
 	// Admin.
@@ -215,6 +225,18 @@ func NewCoordinatorClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(coordinatorMethods.ByName("Undrain")),
 			connect.WithClientOptions(opts...),
 		),
+		drainBackend: connect.NewClient[v1.BackendRequest, v1.ChangeResponse](
+			httpClient,
+			baseURL+CoordinatorDrainBackendProcedure,
+			connect.WithSchema(coordinatorMethods.ByName("DrainBackend")),
+			connect.WithClientOptions(opts...),
+		),
+		undrainBackend: connect.NewClient[v1.BackendRequest, v1.ChangeResponse](
+			httpClient,
+			baseURL+CoordinatorUndrainBackendProcedure,
+			connect.WithSchema(coordinatorMethods.ByName("UndrainBackend")),
+			connect.WithClientOptions(opts...),
+		),
 		forget: connect.NewClient[v1.ForgetRequest, v1.ForgetResponse](
 			httpClient,
 			baseURL+CoordinatorForgetProcedure,
@@ -240,6 +262,8 @@ type coordinatorClient struct {
 	resume           *connect.Client[v1.VIPRequest, v1.ChangeResponse]
 	drain            *connect.Client[v1.NodeRequest, v1.ChangeResponse]
 	undrain          *connect.Client[v1.NodeRequest, v1.ChangeResponse]
+	drainBackend     *connect.Client[v1.BackendRequest, v1.ChangeResponse]
+	undrainBackend   *connect.Client[v1.BackendRequest, v1.ChangeResponse]
 	forget           *connect.Client[v1.ForgetRequest, v1.ForgetResponse]
 }
 
@@ -313,6 +337,16 @@ func (c *coordinatorClient) Undrain(ctx context.Context, req *connect.Request[v1
 	return c.undrain.CallUnary(ctx, req)
 }
 
+// DrainBackend calls medway.v1.Coordinator.DrainBackend.
+func (c *coordinatorClient) DrainBackend(ctx context.Context, req *connect.Request[v1.BackendRequest]) (*connect.Response[v1.ChangeResponse], error) {
+	return c.drainBackend.CallUnary(ctx, req)
+}
+
+// UndrainBackend calls medway.v1.Coordinator.UndrainBackend.
+func (c *coordinatorClient) UndrainBackend(ctx context.Context, req *connect.Request[v1.BackendRequest]) (*connect.Response[v1.ChangeResponse], error) {
+	return c.undrainBackend.CallUnary(ctx, req)
+}
+
 // Forget calls medway.v1.Coordinator.Forget.
 func (c *coordinatorClient) Forget(ctx context.Context, req *connect.Request[v1.ForgetRequest]) (*connect.ServerStreamForClient[v1.ForgetResponse], error) {
 	return c.forget.CallServerStream(ctx, req)
@@ -349,6 +383,10 @@ type CoordinatorHandler interface {
 	Drain(context.Context, *connect.Request[v1.NodeRequest]) (*connect.Response[v1.ChangeResponse], error)
 	// Take a node back into service. Operator, for all VIPs.
 	Undrain(context.Context, *connect.Request[v1.NodeRequest]) (*connect.Response[v1.ChangeResponse], error)
+	// Give a backend no new connections; those that it has go on. Operator, for all VIPs.
+	DrainBackend(context.Context, *connect.Request[v1.BackendRequest]) (*connect.Response[v1.ChangeResponse], error)
+	// Give a backend new connections again. Operator, for all VIPs.
+	UndrainBackend(context.Context, *connect.Request[v1.BackendRequest]) (*connect.Response[v1.ChangeResponse], error)
 	// Let go of what a dead node may still announce. It watches that the node stays
 	// dead for as long as routers keep its routes, and tells how long that takes.
 	// Admin.
@@ -448,6 +486,18 @@ func NewCoordinatorHandler(svc CoordinatorHandler, opts ...connect.HandlerOption
 		connect.WithSchema(coordinatorMethods.ByName("Undrain")),
 		connect.WithHandlerOptions(opts...),
 	)
+	coordinatorDrainBackendHandler := connect.NewUnaryHandler(
+		CoordinatorDrainBackendProcedure,
+		svc.DrainBackend,
+		connect.WithSchema(coordinatorMethods.ByName("DrainBackend")),
+		connect.WithHandlerOptions(opts...),
+	)
+	coordinatorUndrainBackendHandler := connect.NewUnaryHandler(
+		CoordinatorUndrainBackendProcedure,
+		svc.UndrainBackend,
+		connect.WithSchema(coordinatorMethods.ByName("UndrainBackend")),
+		connect.WithHandlerOptions(opts...),
+	)
 	coordinatorForgetHandler := connect.NewServerStreamHandler(
 		CoordinatorForgetProcedure,
 		svc.Forget,
@@ -484,6 +534,10 @@ func NewCoordinatorHandler(svc CoordinatorHandler, opts ...connect.HandlerOption
 			coordinatorDrainHandler.ServeHTTP(w, r)
 		case CoordinatorUndrainProcedure:
 			coordinatorUndrainHandler.ServeHTTP(w, r)
+		case CoordinatorDrainBackendProcedure:
+			coordinatorDrainBackendHandler.ServeHTTP(w, r)
+		case CoordinatorUndrainBackendProcedure:
+			coordinatorUndrainBackendHandler.ServeHTTP(w, r)
 		case CoordinatorForgetProcedure:
 			coordinatorForgetHandler.ServeHTTP(w, r)
 		default:
@@ -549,6 +603,14 @@ func (UnimplementedCoordinatorHandler) Drain(context.Context, *connect.Request[v
 
 func (UnimplementedCoordinatorHandler) Undrain(context.Context, *connect.Request[v1.NodeRequest]) (*connect.Response[v1.ChangeResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("medway.v1.Coordinator.Undrain is not implemented"))
+}
+
+func (UnimplementedCoordinatorHandler) DrainBackend(context.Context, *connect.Request[v1.BackendRequest]) (*connect.Response[v1.ChangeResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("medway.v1.Coordinator.DrainBackend is not implemented"))
+}
+
+func (UnimplementedCoordinatorHandler) UndrainBackend(context.Context, *connect.Request[v1.BackendRequest]) (*connect.Response[v1.ChangeResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("medway.v1.Coordinator.UndrainBackend is not implemented"))
 }
 
 func (UnimplementedCoordinatorHandler) Forget(context.Context, *connect.Request[v1.ForgetRequest], *connect.ServerStream[v1.ForgetResponse]) error {
