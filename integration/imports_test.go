@@ -48,7 +48,7 @@ var mayImport = map[string][]string{
 
 	"coordinator":                        {"pkg/...", "coordinator/internal/...", "proto/..."},
 	"coordinator/internal/auth":          {},
-	"coordinator/internal/switchover":    {"coordinator/internal/operation", "pkg/state", "pkg/store", "pkg/plan", "proto/..."},
+	"coordinator/internal/switchover":    {"coordinator/internal/operation", "pkg/state", "pkg/store", "pkg/plan", "pkg/probe", "proto/..."},
 	"coordinator/internal/operation":     {"pkg/state", "pkg/store", "pkg/plan", "pkg/reconcile", "pkg/intent", "proto/..."},
 	"coordinator/internal/api":           {"coordinator/internal/...", "pkg/state", "pkg/store", "pkg/plan", "pkg/intent", "proto/..."},
 	"coordinator/cmd/medway-coordinator": {"coordinator"},

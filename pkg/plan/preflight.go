@@ -2,6 +2,7 @@ package plan
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -19,6 +20,8 @@ type Move struct {
 	With map[string]bool
 	// Busy is what stands in the way: another switchover; "": nothing.
 	Busy string
+	// Drain says that the backends of From are to be drained.
+	Drain bool
 }
 
 // Observed is what a node told of itself last.
@@ -30,6 +33,9 @@ type Observed struct {
 	// Down are the neighbours without an established session.
 	Down []string
 	VIPs map[string]ObservedVIP
+	// Backends are the connections of those that have any, of all VIPs together; nil:
+	// not known.
+	Backends map[state.BackendKey]uint64
 }
 
 // ObservedVIP is a VIP on one node.
@@ -60,13 +66,14 @@ const (
 	CheckLock     CheckName = "lock"
 	CheckPause    CheckName = "pause"
 	CheckRestore  CheckName = "restore" // no restore of etcd is under way
+	CheckDrain    CheckName = "drain"   // if it is asked for: every pool keeps backends, and no other VIP has these
 	CheckBusy     CheckName = "busy"    // no other switchover of the VIP is
 )
 
 // Forceable are the checks that a person may override.
 var Forceable = []CheckName{
 	CheckCurrent, CheckNodes, CheckWarm, CheckBGP, CheckKernel, CheckOwner, CheckHealth, CheckCapacity, CheckParity,
-	CheckLock, CheckPause, CheckRestore,
+	CheckLock, CheckPause, CheckRestore, CheckDrain,
 }
 
 // Check is one thing that was looked at before a switchover.
@@ -108,10 +115,14 @@ func Preflight(s *state.Snapshot, m Move, observed map[string]Observed, now time
 		}
 	}
 	f.look()
-	return []Check{
+	checks := []Check{
 		f.current(), f.nodes(), f.warm(), f.bgp(), f.kernel(), f.ownership(), f.health(), f.capacity(), f.parity(),
-		f.locked(), f.paused(), f.restored(), f.idle(),
+		f.locked(), f.paused(), f.restored(),
 	}
+	if m.Drain {
+		checks = append(checks, f.drain())
+	}
+	return append(checks, f.idle())
 }
 
 // flight is what the checks of one switchover rest on.
@@ -322,20 +333,22 @@ func because(reason string) string {
 	return " (" + reason + ")"
 }
 
-// pools of the VIP, sorted.
-func (f *flight) pools() []string {
+func (f *flight) pools() []string { return PoolsOf(f.Snapshot, f.VIP) }
+
+// PoolsOf are the pools of a VIP, sorted.
+func PoolsOf(s *state.Snapshot, vip string) []string {
 	var names []string
-	for _, s := range f.VIPs[f.VIP].Services {
+	for _, s := range s.VIPs[vip].Services {
 		names = append(names, s.Pool)
 	}
 	slices.Sort(names)
 	return slices.Compact(names)
 }
 
-// backends of a pool in the target site.
+// backends of a pool in the target site that get new connections.
 func (f *flight) backends(pool string) (n uint64) {
 	for _, b := range f.BackendsOf(pool) {
-		if b.Site == f.To {
+		if b.Site == f.To && !b.Drained {
 			n++
 		}
 	}
@@ -349,8 +362,8 @@ func (f *flight) health() Check {
 		if _, ok := f.Pools[pool]; !ok {
 			problems = append(problems, Problem{"pool " + pool + " does not exist", keyOf(state.KindPool, pool), "put it: medwayctl apply"})
 		} else if f.backends(pool) == 0 {
-			problems = append(problems, Problem{fmt.Sprintf("pool %s has no backend in %s", pool, f.To), keyOf(state.KindPool, pool),
-				"add backends there: medwayctl apply"})
+			problems = append(problems, Problem{fmt.Sprintf("pool %s has no backend in %s that is not drained", pool, f.To), keyOf(state.KindPool, pool),
+				"add backends there: medwayctl apply; or undrain them"})
 		}
 	}
 	c := failed(CheckHealth, problems...)
@@ -478,3 +491,38 @@ func (f *flight) idle() Check {
 	}
 	return failed(CheckBusy, Problem{f.Busy, state.SwitchoverPrefix + f.VIP, "wait until it has ended, or cancel it"})
 }
+
+// drain is whether the old site's backends may go without new connections.
+func (f *flight) drain() Check {
+	var problems []Problem
+	for _, pool := range f.pools() {
+		key := keyOf(state.KindPool, pool)
+		if !slices.ContainsFunc(f.BackendsOf(pool), func(b state.Backend) bool { return b.Site != f.From && !b.Drained }) {
+			problems = append(problems, Problem{fmt.Sprintf("pool %s has no backend outside %s that is not drained: new connections would be refused", pool, f.From), key,
+				"add backends elsewhere: medwayctl apply; or undrain them"})
+		}
+		for _, vip := range slices.Sorted(maps.Keys(f.VIPs)) {
+			if vip != f.VIP && !f.With[vip] && slices.Contains(PoolsOf(f.Snapshot, vip), pool) {
+				problems = append(problems, Problem{fmt.Sprintf("pool %s serves VIP %s too, whose new connections would go elsewhere than to %s", pool, vip, f.From), key,
+					"give the VIPs pools of their own, or accept that"})
+			}
+		}
+	}
+	for name, n := range f.Nodes {
+		if n.Schema < backendDrainSchema {
+			problems = append(problems, Problem{fmt.Sprintf("node %s knows schema %d, expected %d: it would not drain", name, n.Schema, backendDrainSchema),
+				keyOf(state.KindNode, name), "upgrade its agent first"})
+		}
+	}
+	slices.SortStableFunc(problems, func(a, b Problem) int { return strings.Compare(a.Where, b.Where) })
+	c := failed(CheckDrain, problems...)
+	for _, n := range f.takers {
+		if f.observed[n].Backends == nil {
+			c.Assumed, c.Note = true, n+" does not tell how many connections backends have (telemetry.listen in its file): the drain would last as long as it may"
+		}
+	}
+	return c
+}
+
+// backendDrainSchema is the first schema whose agents know of drains of backends.
+const backendDrainSchema = 4

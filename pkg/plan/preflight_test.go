@@ -37,7 +37,7 @@ func newSite() *site {
 	for i, dc := range []string{"dc1", "dc2"} {
 		s.Owners[state.OwnerKey{Site: dc, VIP: "v"}] = state.Owner{Node: dc + "-a", Lease: 7, Revision: 55}
 		for _, n := range []string{dc + "-a", dc + "-b"} {
-			s.Nodes[n] = state.Node{Site: dc, Group: fmt.Sprintf("g%d", i+1)}
+			s.Nodes[n] = state.Node{Site: dc, Group: fmt.Sprintf("g%d", i+1), Schema: 4}
 			s.Alive[n] = state.Alive{BGPSessions: 2}
 			s.observed[n] = Observed{At: now, InPlan: true, VIPs: map[string]ObservedVIP{"v": {Connections: 900, Rate: rate(float64(500 * (1 - i)))}}}
 		}
@@ -72,6 +72,23 @@ func TestPreflight(t *testing.T) {
 		says    []string // by the first refusing check, or in a note or a shown problem where none refuses
 	}{
 		{"all is well", func(*site) {}, nil, []string{"900 of 900 connections", "whether they are well is not known"}},
+		{"all is well to drain", func(s *site) { s.move.Drain = true }, nil, []string{"dc2-a does not tell how many connections backends have"}},
+		{"nothing is left when it drains", func(s *site) {
+			s.move.Drain = true
+			s.Backends[state.BackendKey{Pool: "sbc", Name: "b2"}] = state.Backend{Site: "dc2", Drained: true}
+		}, []CheckName{CheckHealth, CheckCapacity, CheckDrain}, []string{"pool sbc has no backend in dc2 that is not drained", "undrain"}},
+		{"another site's backends are left", func(s *site) {
+			s.move.Drain = true
+			s.Backends[state.BackendKey{Pool: "sbc", Name: "b2"}] = state.Backend{Site: "dc3"}
+		}, []CheckName{CheckHealth, CheckCapacity}, nil},
+		{"the drain concerns another VIP", func(s *site) { s.move.Drain = true; s.other("dc1", 0) }, []CheckName{CheckDrain},
+			[]string{"pool sbc serves VIP u too, whose new connections would go elsewhere than to dc1", "/medway/v1/pools/sbc"}},
+		{"nobody drains with it", func(s *site) { s.other("dc1", 0) }, nil, nil},
+		{"the other VIP moves with it", func(s *site) { s.move.Drain = true; s.other("dc1", 0); s.move.With = map[string]bool{"u": true} }, nil, nil},
+		{"a node of before drains", func(s *site) {
+			s.move.Drain = true
+			s.Nodes["dc1-b"] = state.Node{Site: "dc1", Group: "g1", Schema: 3}
+		}, []CheckName{CheckDrain}, []string{"node dc1-b knows schema 3, expected 4", "/medway/v1/nodes/dc1-b"}},
 		{"no live LVS at the target", func(s *site) { delete(s.Alive, "dc2-a"); delete(s.Alive, "dc2-b") },
 			[]CheckName{CheckNodes}, []string{"dc2-a has no lease", "/medway/v1/alive/dc2-b", "start the host"}},
 		{"no node is in the target's group", func(s *site) { s.VIPs["v"].Groups["dc2"] = "g3" },
@@ -209,6 +226,7 @@ func (s *site) other(target string, connections uint64) {
 func TestPreflightNamesEveryCheck(t *testing.T) {
 	want := append(slices.Clone(Forceable), CheckBusy)
 	for name, s := range map[string]*site{"all is well": newSite(), "nothing is there": {Snapshot: &state.Snapshot{}, move: Move{VIP: "v", From: "a", To: "b"}}} {
+		s.move.Drain = true
 		var got []CheckName
 		for _, c := range s.checks() {
 			got = append(got, c.Name)

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"time"
 
 	"connectrpc.com/connect"
 	"go.uber.org/zap"
@@ -20,8 +21,20 @@ func checkNames(names []string) (out []plan.CheckName) {
 	return out
 }
 
-func order(r *medwayv1.SwitchRequest, who auth.Identity) switchover.Order {
-	return switchover.Order{VIP: r.Vip, From: r.From, To: r.To, By: who.Name, Reason: r.Reason, Force: checkNames(r.Force)}
+func order(r *medwayv1.SwitchRequest, who auth.Identity) (switchover.Order, error) {
+	o := switchover.Order{VIP: r.Vip, From: r.From, To: r.To, By: who.Name, Reason: r.Reason, Force: checkNames(r.Force)}
+	switch within, err := time.ParseDuration(r.DrainWithin); {
+	case r.DrainWithin == "" && r.Drain:
+		o.Drain = switchover.DefaultDrain
+	case r.DrainWithin == "":
+	case err != nil || within <= 0:
+		return o, invalid("drain_within", r.DrainWithin, "a duration such as 30m")
+	case !r.Drain:
+		return o, invalid("drain_within", r.DrainWithin, "drain beside it")
+	default:
+		o.Drain = within
+	}
+	return o, nil
 }
 
 // Preflight looks whether a switchover would be carried out.
@@ -30,7 +43,10 @@ func (s *Server) Preflight(ctx context.Context, r *connect.Request[medwayv1.Swit
 	if err != nil {
 		return nil, err
 	}
-	o := order(r.Msg, who)
+	o, err := order(r.Msg, who)
+	if err != nil {
+		return nil, problem(err)
+	}
 	checks, err := s.config.Engine.Preflight(ctx, o)
 	if err != nil {
 		return nil, problem(err)
@@ -46,7 +62,11 @@ func (s *Server) Switch(ctx context.Context, r *connect.Request[medwayv1.SwitchR
 	if err != nil {
 		return nil, err
 	}
-	record, err := s.config.Engine.Start(ctx, order(r.Msg, who))
+	o, err := order(r.Msg, who)
+	if err != nil {
+		return nil, problem(err)
+	}
+	record, err := s.config.Engine.Start(ctx, o)
 	if err != nil {
 		return nil, problem(err)
 	}

@@ -41,8 +41,9 @@ type Config struct {
 	// node's status in etcd says counts for the others.
 	Live func() map[string]*medwayv1.Live
 	// Probe asks a VIP something through the network, such as SIP OPTIONS; its
-	// error is why the switchover is not verified yet.
-	Probe func(ctx context.Context, vip string) error
+	// error is why the switchover is not verified yet. Where it is
+	// [probe.ErrUnreached] to the end the switchover is done, and says so.
+	Probe func(ctx context.Context, s *state.Snapshot, vip string) error
 }
 
 // Engine carries on the switchovers that are in etcd.
@@ -218,10 +219,15 @@ func (e *Engine) look() (w world, records map[string]record, evacuations map[str
 	defer e.mu.Unlock()
 	w = world{
 		Snapshot: e.cache.Snapshot(), standing: make(map[string]int64, len(e.records)),
-		observed: map[string]plan.Observed{}, limits: e.config.Limits, now: e.now(),
+		drains: map[state.BackendKey]int64{}, observed: map[string]plan.Observed{}, limits: e.config.Limits, now: e.now(),
 	}
 	for vip := range e.records {
 		w.standing[vip] = e.revisions[state.Key{Kind: state.KindTarget, A: vip}.String()]
+	}
+	for key, revision := range e.revisions {
+		if name, ok := strings.CutPrefix(key, drainPrefix); ok {
+			w.drains[backendKey(name)] = revision
+		}
 	}
 	for node, alive := range w.Alive {
 		if status := e.statuses[node]; status != nil {
@@ -243,15 +249,21 @@ const liveFor = 10 * time.Second
 
 // write is a change with its keys, to be committed as a whole.
 type write struct {
-	guards []store.Guard
-	puts   []store.Put
+	guards  []store.Guard
+	puts    []store.Put
+	deletes []string
+}
+
+// fits says whether one more fits into a transaction with this one.
+func (w write) fits(more write) bool {
+	return len(w.guards)+len(more.guards) <= store.MaxOps && len(w.puts)+len(w.deletes)+len(more.puts)+len(more.deletes) <= store.MaxOps
 }
 
 // round makes every step that can be made now, and tells whether it made one.
 func (e *Engine) round(ctx context.Context) (progress bool) {
 	w, records, evacuations := e.look()
 	if e.config.Probe != nil {
-		w.probe = e.probes.results(ctx, e, records)
+		w.probe = e.probes.results(ctx, e, w.Snapshot, records)
 	}
 	var writes []write
 	for _, vip := range slices.Sorted(maps.Keys(records)) {
@@ -274,7 +286,7 @@ func (e *Engine) round(ctx context.Context) (progress bool) {
 // writeOf is a change of a record with its guards.
 func writeOf(vip string, r record, c *change, now time.Time) write {
 	w := c.write(vip, now)
-	w.guards = []store.Guard{{Key: Key(vip), ModRevision: r.revision}}
+	w.guards = append(w.guards, store.Guard{Key: Key(vip), ModRevision: r.revision})
 	if c.target != "" {
 		w.guards = append(w.guards, store.Guard{Key: state.Key{Kind: state.KindTarget, A: vip}.String(), ModRevision: c.targetRevision})
 	}
@@ -287,9 +299,10 @@ func (e *Engine) commitAll(ctx context.Context, writes []write) (progress bool) 
 	for len(writes) > 0 {
 		var all write
 		n := 0
-		for ; n < len(writes) && len(all.puts)+len(writes[n].puts) <= store.MaxOps && len(all.guards)+len(writes[n].guards) <= store.MaxOps; n++ {
+		for ; n < len(writes) && all.fits(writes[n]); n++ {
 			all.guards = append(all.guards, writes[n].guards...)
 			all.puts = append(all.puts, writes[n].puts...)
+			all.deletes = append(all.deletes, writes[n].deletes...)
 		}
 		committed, failed := e.commitOne(ctx, all)
 		progress = progress || committed
@@ -306,7 +319,7 @@ func (e *Engine) commitAll(ctx context.Context, writes []write) (progress bool) 
 func (e *Engine) commitOne(ctx context.Context, w write) (committed, failed bool) {
 	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()
-	committed, revision, err := e.commit(ctx, w.guards, w.puts, nil)
+	committed, revision, err := e.commit(ctx, w.guards, w.puts, w.deletes)
 	if err != nil {
 		if !errors.Is(err, context.Canceled) {
 			e.log.Warn("can't write a switchover", zap.Error(err))

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/medway-lb/medway/pkg/plan"
 	"github.com/medway-lb/medway/pkg/state"
@@ -43,6 +44,14 @@ type lab struct {
 	meds    map[string]map[string]uint32 // by VIP and site
 	busy    map[string]string            // the site that packets come to, by VIP
 	last    map[string]string            // the status written last, by node
+
+	// What telemetry tells, where it is asked: the revision that agents know, and the
+	// connections at the backends of dc1.
+	telemetry bool
+	statuses  map[string]*medwayv1.Status
+	revision  int64
+	drained   map[string]bool
+	left      uint64
 }
 
 var started = time.Unix(1_700_000_000, 0)
@@ -53,6 +62,7 @@ func newLab(t testing.TB, vips ...string) *lab {
 	l := &lab{
 		t: t, vips: vips, targets: map[string]string{}, records: map[string]*medwayv1.Switchover{},
 		meds: map[string]map[string]uint32{}, busy: map[string]string{}, last: map[string]string{},
+		statuses: map[string]*medwayv1.Status{}, drained: map[string]bool{}, left: 50,
 	}
 	l.url, l.etcd = etcdtest.Start(t, "http", "--heartbeat-interval", "50", "--election-timeout", "500")
 	l.client = l.open()
@@ -67,7 +77,7 @@ func newLab(t testing.TB, vips ...string) *lab {
 	for i, dc := range []string{"dc1", "dc2"} {
 		l.put("backends/sbc/"+dc, fmt.Sprintf(`{"site":%q,"address":"10.%d.1.21"}`, dc, i+1))
 		l.put("nodes/"+dc+"-a", string(state.Encode(&medwayv1.Node{
-			MachineId: dc, Site: dc, Group: "edge", Ipv4: fmt.Sprintf("10.%d.0.11", i+1), SyncAddress: fmt.Sprintf("169.254.2.%d", i+1), Schema: 3,
+			MachineId: dc, Site: dc, Group: "edge", Ipv4: fmt.Sprintf("10.%d.0.11", i+1), SyncAddress: fmt.Sprintf("169.254.2.%d", i+1), Schema: state.Schema,
 		})))
 		l.put("alive/"+dc+"-a", string(state.Encode(&medwayv1.Alive{Since: started.UTC().Format(time.RFC3339), BootId: "b", BgpSessions: 2})))
 	}
@@ -139,7 +149,14 @@ func (l *lab) act(u store.Update) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var puts []store.Put
+	l.revision = u.Revision
+	for _, key := range u.Deleted {
+		delete(l.drained, strings.TrimPrefix(key, drainPrefix))
+	}
 	for _, e := range u.Put {
+		if name, ok := strings.CutPrefix(e.Key, drainPrefix); ok {
+			l.drained[name] = true
+		}
 		if vip, ok := strings.CutPrefix(e.Key, state.Prefix+"target_state/"); ok {
 			l.targets[vip] = string(e.Value)
 		}
@@ -174,6 +191,7 @@ func (l *lab) act(u store.Update) {
 				Vip: vip, Role: "any", Med: &med, Target: l.targets[vip], Reason: "of the lab", ActiveConnections: 50, PacketsPerSecond: &rate,
 			})
 		}
+		l.statuses[dc+"-a"] = status
 		text := string(state.Encode(status))
 		if text == l.last[dc] {
 			continue
@@ -210,14 +228,34 @@ func (l *lab) move(vip string) {
 		meds[r.To] = 100
 	case r.Step == StepVerify:
 		l.busy[vip] = r.To
+	case r.Step == StepDrain && l.drained["sbc/dc1"]:
+		l.left = 0
 	}
+}
+
+// live is what the agents' telemetry tells.
+func (l *lab) live() map[string]*medwayv1.Live {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.telemetry {
+		return nil
+	}
+	out := map[string]*medwayv1.Live{}
+	for node, s := range l.statuses {
+		status := proto.Clone(s).(*medwayv1.Status)
+		status.Revision = l.revision
+		out[node] = &medwayv1.Live{At: stamp(time.Now()), Status: status, InPlan: true, Backends: []*medwayv1.BackendConnections{
+			{Pool: "sbc", Backend: "dc1", Active: l.left}, {Pool: "sbc", Backend: "dc2", Active: 1000},
+		}}
+	}
+	return out
 }
 
 // engine runs an engine until stop or the test's end. It dies, as by kill -9, right
 // after its write number dies, 0 is never: it doesn't even learn its outcome.
 func (l *lab) engine(dies int) (e *Engine, dead <-chan struct{}, stop func()) {
 	l.t.Helper()
-	e = New(Config{Store: l.open(), Limits: l.limits})
+	e = New(Config{Store: l.open(), Limits: l.limits, Live: l.live})
 	ctx, cancel := context.WithCancel(context.Background())
 	var mu sync.Mutex
 	writes := 0

@@ -26,6 +26,8 @@ const (
 	StepRaise     = "raise"
 	StepNormalise = "normalise"
 	StepVerify    = "verify"
+	// StepDrain is there where it is asked for.
+	StepDrain = "drain"
 	// StepReturn is the way back, of what was cancelled or not taken over.
 	StepReturn = "return"
 )
@@ -67,12 +69,19 @@ func checkRecord(vip string, r *medwayv1.Switchover) error {
 			return err
 		}
 	}
+	for i, name := range r.Drained {
+		if k := backendKey(name); state.CheckName(k.Pool) != nil || state.CheckName(k.Name) != nil {
+			return fmt.Errorf("field drained[%d]: value %s: expected POOL/BACKEND", i, state.Quote(name))
+		}
+	}
 	switch {
 	case r.Id == "":
 		return errors.New("field id: missing")
 	case r.Result != "":
 		return nil
-	case !slices.Contains([]string{StepForce, StepRaise, StepNormalise, StepVerify, StepReturn}, r.Step):
+	case r.Step == StepDrain && r.Drain == nil:
+		return errors.New("field drain: missing, though the step is drain")
+	case !slices.Contains([]string{StepForce, StepRaise, StepNormalise, StepVerify, StepDrain, StepReturn}, r.Step):
 		return fmt.Errorf("field step: value %s: expected one that this build knows", state.Quote(r.Step))
 	case len(r.Steps) == 0 || r.Steps[len(r.Steps)-1].Name != r.Step:
 		return fmt.Errorf("field steps: expected the last one to be %s, as in field step", r.Step)
@@ -179,6 +188,10 @@ func OfStatus(s *medwayv1.Status, alive state.Alive, now time.Time) (o plan.Obse
 func OfLive(l *medwayv1.Live, alive state.Alive) (o plan.Observed, ok bool) {
 	o, ok = OfStatus(l.GetStatus(), alive, timeOf(l.GetAt()))
 	o.InPlan, o.Cold = l.GetInPlan(), l.GetCold()
+	o.Backends = map[state.BackendKey]uint64{}
+	for _, b := range l.GetBackends() {
+		o.Backends[state.BackendKey{Pool: b.GetPool(), Name: b.GetBackend()}] = b.GetActive() + b.GetInactive()
+	}
 	return o, ok
 }
 

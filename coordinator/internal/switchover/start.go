@@ -49,7 +49,16 @@ type Order struct {
 	By, Reason    string
 	// Force are the checks to override; it needs a reason.
 	Force []plan.CheckName
+	// Drain, if not 0, is how long the old site's backends may be drained.
+	Drain time.Duration
 }
+
+// The bounds of a drain, and what it is if nothing is said.
+const (
+	shortestDrain = time.Second
+	longestDrain  = 24 * time.Hour
+	DefaultDrain  = time.Hour
+)
 
 // checkWords looks at what is stored for people, as state.FieldErrors.
 func checkWords(by, reason string, force []plan.CheckName) (errs []error) {
@@ -87,6 +96,10 @@ func (o Order) check(s *state.Snapshot) error {
 			errs = append(errs, state.FieldError{Field: f.field, Found: "value " + state.Quote(f.site),
 				Expected: fmt.Sprintf("a site of %s: %s", o.VIP, strings.Join(slices.Sorted(maps.Keys(v.Groups)), ", "))})
 		}
+	}
+	if o.Drain != 0 && (o.Drain < shortestDrain || o.Drain > longestDrain) {
+		errs = append(errs, state.FieldError{Field: "drain_within", Found: "value " + state.Quote(o.Drain.String()),
+			Expected: fmt.Sprintf("a duration from %s to %s", shortestDrain, longestDrain)})
 	}
 	if o.From == o.To {
 		errs = append(errs, state.FieldError{Field: "to", Found: "value " + state.Quote(o.To), Expected: "another site than from"})
@@ -154,7 +167,7 @@ func (e *Engine) Preflight(ctx context.Context, o Order) ([]plan.Check, error) {
 }
 
 func (e *Engine) preflight(o Order, w world, with map[string]bool) []plan.Check {
-	return plan.Preflight(w.Snapshot, plan.Move{VIP: o.VIP, From: o.From, To: o.To, With: with, Busy: e.busy(o.VIP)}, w.observed, w.now)
+	return plan.Preflight(w.Snapshot, plan.Move{VIP: o.VIP, From: o.From, To: o.To, With: with, Busy: e.busy(o.VIP), Drain: o.Drain != 0}, w.observed, w.now)
 }
 
 // Start begins a switchover, if its preflight is passed: it puts the record and the
@@ -175,7 +188,7 @@ func (e *Engine) Start(ctx context.Context, o Order) (*medwayv1.Switchover, erro
 	}
 	started := begin(o, checks, "", w)
 	all := started.write(o.VIP, w.now)
-	all.guards = guards
+	all.guards = append(all.guards, guards...)
 	if err := e.commitOrder(ctx, all); err != nil {
 		return nil, err
 	}
@@ -209,6 +222,9 @@ func begin(o Order, checks []plan.Check, evacuation string, w world) *change {
 	for _, name := range o.Force {
 		r.Force = append(r.Force, string(name))
 	}
+	if o.Drain != 0 {
+		r.Drain = &medwayv1.DrainOrder{Within: o.Drain.String()}
+	}
 	return &change{record: r, target: o.To, event: &medwayv1.Event{What: "switch", From: o.From, To: o.To, By: o.By, Reason: o.Reason}}
 }
 
@@ -219,6 +235,7 @@ func (c *change) write(vip string, now time.Time) write {
 	if c.target != "" {
 		w.puts = append(w.puts, store.Put{Key: state.Key{Kind: state.KindTarget, A: vip}.String(), Value: []byte(c.target)})
 	}
+	w.guards, w.puts, w.deletes = slices.Clone(c.guards), append(w.puts, c.puts...), c.deletes
 	if c.event != nil {
 		key, value := state.EncodeEvent(vip, now, c.event)
 		w.puts = append(w.puts, store.Put{Key: key, Value: value})
@@ -230,7 +247,7 @@ func (c *change) write(vip string, now time.Time) write {
 func (e *Engine) commitOrder(ctx context.Context, w write) error {
 	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()
-	committed, revision, err := e.commit(ctx, w.guards, w.puts, nil)
+	committed, revision, err := e.commit(ctx, w.guards, w.puts, w.deletes)
 	switch {
 	case errors.Is(err, store.ErrRefused):
 		return err
@@ -271,7 +288,7 @@ func (e *Engine) Cancel(ctx context.Context, vip, by, reason string) error {
 	}
 	c := change{record: r.cancelled(by, reason, e.now())}
 	w := c.write(vip, e.now())
-	w.guards = []store.Guard{{Key: Key(vip), ModRevision: r.revision}}
+	w.guards = append(w.guards, store.Guard{Key: Key(vip), ModRevision: r.revision})
 	return e.commitOrder(ctx, w)
 }
 

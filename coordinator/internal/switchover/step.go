@@ -2,11 +2,12 @@ package switchover
 
 import (
 	"fmt"
-	"slices"
+	"strings"
 	"time"
 
 	"github.com/medway-lb/medway/pkg/plan"
 	"github.com/medway-lb/medway/pkg/state"
+	"github.com/medway-lb/medway/pkg/store"
 
 	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
 )
@@ -22,6 +23,9 @@ type Limits struct {
 	// Verify is how long packets may take to be seen at the new site: agents tell
 	// rates of 10 s, and write them every 10 s.
 	Verify time.Duration
+	// Answer is how long an answer through the VIP is waited for where none is heard,
+	// once packets are seen: there may be no way to the VIP from here.
+	Answer time.Duration
 	// Return is how long the way back is watched.
 	Return time.Duration
 }
@@ -32,6 +36,9 @@ func (l *Limits) setDefaults() {
 			*d = 30 * time.Second
 		}
 	}
+	if l.Answer <= 0 {
+		l.Answer = 15 * time.Second
+	}
 	for _, d := range []*time.Duration{&l.Verify, &l.Return} {
 		if *d <= 0 {
 			*d = time.Minute
@@ -41,7 +48,10 @@ func (l *Limits) setDefaults() {
 
 // repeatAfter is how soon a record is written again only for what it waits for:
 // two coordinators may see nodes at different moments.
-const repeatAfter = time.Second
+const (
+	repeatAfter = time.Second
+	drainRepeat = 5 * time.Second
+)
 
 // world is what a step rests on.
 type world struct {
@@ -49,12 +59,14 @@ type world struct {
 	// standing are the mod revisions of the targets' keys as they stand; the
 	// snapshot has those of the last good values.
 	standing map[string]int64
+	// drains are those of the keys of drained backends.
+	drains   map[state.BackendKey]int64
 	observed map[string]plan.Observed
 	limits   Limits
 	now      time.Time
-	// probe is what is wrong with the answer through the VIP, by the switchover's
-	// id; "": nothing. One that is missing has not been tried yet. nil: nobody asks.
-	probe map[string]string
+	// probe is what was answered through the VIP, by the switchover's id. One that is
+	// missing has not been tried yet. nil: nobody asks.
+	probe map[string]answer
 }
 
 // change is what one step writes, if the record is still as it was read.
@@ -64,6 +76,10 @@ type change struct {
 	target         string
 	targetRevision int64
 	event          *medwayv1.Event // for the history, may be nil
+	// More keys that go with it, and what they are guarded by.
+	guards  []store.Guard
+	puts    []store.Put
+	deletes []string
 }
 
 // advance carries a switchover on as far as the world allows, up to one write. It
@@ -75,8 +91,12 @@ func advance(vip string, r record, w world) *change {
 	}
 	s := &stepper{world: w, vip: vip, r: r.clone()}
 	s.run()
-	if s.r.Result == "" && s.c.target == "" && s.r.Step == r.Step {
-		waitsOn := s.r.WaitsFor == r.WaitsFor || w.now.Sub(timeOf(r.Updated)) < repeatAfter
+	if s.r.Result == "" && s.c.target == "" && s.r.Step == r.Step && len(s.r.Drained) == len(r.Drained) {
+		again := repeatAfter
+		if r.Step == StepDrain {
+			again = drainRepeat // it may take hours
+		}
+		waitsOn := s.r.WaitsFor == r.WaitsFor || w.now.Sub(timeOf(r.Updated)) < again
 		if waitsOn {
 			return nil
 		}
@@ -149,8 +169,11 @@ func (s *stepper) step() bool {
 		s.next(StepVerify, given(wait), s.limits.Verify)
 		return true
 	case StepVerify:
-		s.verify(late)
+		return s.verify(late)
+	case StepDrain:
+		s.drain(late)
 	case StepReturn:
+		s.release()
 		who, wait := s.taken(s.r.From)
 		if wait == "" {
 			wait = s.left(s.r.From)
@@ -198,6 +221,7 @@ func (s *stepper) note(text string) {
 
 // goBack puts the target back to where the switchover came from.
 func (s *stepper) goBack(why, by, reason string) {
+	s.release()
 	s.c.target, s.c.targetRevision = s.r.From, s.r.TargetRevision
 	if by == "" {
 		by = s.r.By
@@ -214,7 +238,11 @@ func joined(why, reason string) string {
 	return why + ": " + reason
 }
 
+// end is with the last of the drains that it has put: those before go first.
 func (s *stepper) end(result, why string) {
+	if s.release(); len(s.r.Drained) > 0 {
+		return
+	}
 	s.note("")
 	s.r.Result, s.r.Why, s.r.Ended = result, state.Line(why), stamp(s.now)
 	s.r.WaitsFor, s.r.Deadline = "", ""
@@ -298,67 +326,89 @@ func (s *stepper) normal() (wait string) {
 	return wait
 }
 
-// verify looks where the packets come.
-func (s *stepper) verify(late bool) {
-	began := timeOf(s.r.Steps[len(s.r.Steps)-1].Began)
-	rates := map[string]float64{}
-	known, silent := false, ""
+// verify looks where the packets come, and what the VIP answers. It tells whether the
+// step is over, and another one follows.
+func (s *stepper) verify(late bool) bool {
+	seen, known, here, elsewhere := s.traffic()
+	heard, tried := s.probe[s.r.Id]
+	if s.probe != nil && !tried {
+		heard = answer{"the VIP has not been asked yet", true}
+	}
+	arrived := known && here > elsewhere
+	// Whoever has no way to the VIP does not wait for ever.
+	given := late || heard.unknown && tried && !s.now.Before(s.began().Add(s.limits.Answer))
+	switch {
+	case arrived && (heard.wrong == "" || heard.unknown && given):
+	case arrived && !late:
+		s.r.WaitsFor = heard.wrong
+		return false
+	case !late:
+		s.r.WaitsFor = seen
+		return false
+	case heard.wrong != "" && !heard.unknown:
+		s.end(Failed, "the roles are swapped, but through the VIP: "+heard.wrong)
+		return false
+	case known && here == 0 && elsewhere == 0:
+		seen = "no packets came to the VIP at all"
+	default:
+		s.end(Failed, "the roles are swapped, but "+seen)
+		return false
+	}
+	if heard.wrong != "" {
+		seen += "; not verified: " + heard.wrong
+	}
+	if s.r.Drain == nil {
+		s.note(seen)
+		s.finish()
+		return false
+	}
+	within, _ := time.ParseDuration(s.r.Drain.Within)
+	s.next(StepDrain, seen, within)
+	return true
+}
+
+// traffic is where the packets come, by what nodes told since the step began; known,
+// if all have that must.
+func (s *stepper) traffic() (seen string, known bool, here, elsewhere float64) {
+	silent := ""
 	for _, p := range s.places() {
-		if p.Rate == nil || s.observed[p.node].At.Before(began) {
+		switch {
+		case p.Rate == nil || s.observed[p.node].At.Before(s.began()):
 			if p.site != s.r.To {
 				silent = p.node // it may carry everything
 			}
-			continue
-		}
-		rates[p.site] += *p.Rate
-		known = known || p.site == s.r.To
-	}
-	here, elsewhere := rates[s.r.To], 0.0
-	for site, rate := range rates {
-		if site != s.r.To {
-			elsewhere += rate
+		case p.site == s.r.To:
+			here, known = here+*p.Rate, true
+		default:
+			elsewhere += *p.Rate
 		}
 	}
-	seen := fmt.Sprintf("%.0f packets a second come to %s, %.0f elsewhere", here, s.r.To, elsewhere)
+	seen = fmt.Sprintf("%.0f packets a second come to %s, %.0f elsewhere", here, s.r.To, elsewhere)
 	switch {
 	case !known:
 		seen = "no node of " + s.r.To + " has told how many packets come to it"
 	case silent != "":
 		seen = silent + " has not told how many packets come to it"
 	}
-	known = known && silent == ""
-	answer, tried := s.probe[s.r.Id]
-	if s.probe != nil && !tried {
-		answer = "the VIP has not been asked yet"
-	}
-	arrived := known && here > elsewhere
-	switch {
-	case arrived && answer == "":
-		s.finish(seen)
-	case !late && arrived:
-		s.r.WaitsFor = answer
-	case !late:
-		s.r.WaitsFor = seen
-	case answer != "":
-		s.end(Failed, "the roles are swapped, but through the VIP: "+answer)
-	case known && here == 0 && elsewhere == 0:
-		s.finish("no packets came to the VIP at all")
-	default:
-		s.end(Failed, "the roles are swapped, but "+seen)
-	}
+	return seen, known && silent == "", here, elsewhere
 }
 
-func (s *stepper) finish(seen string) {
-	var late []string
-	for _, step := range s.r.Steps {
-		if step.Note != "" && slices.Contains([]string{StepRaise, StepNormalise}, step.Name) {
-			late = append(late, step.Name+": "+step.Note)
+// began is when the step that is under way did.
+func (s *stepper) began() time.Time { return timeOf(s.r.Steps[len(s.r.Steps)-1].Began) }
+
+// finish ends a switchover that is done, with what was seen and what was late.
+func (s *stepper) finish() {
+	var why []string
+	for _, name := range []string{StepVerify, StepDrain, StepRaise, StepNormalise} {
+		for _, step := range s.r.Steps {
+			switch {
+			case step.Name != name || step.Note == "":
+			case name == StepVerify:
+				why = append(why, step.Note)
+			default:
+				why = append(why, step.Name+": "+step.Note)
+			}
 		}
 	}
-	why := seen
-	for _, text := range late {
-		why += "; " + text
-	}
-	s.note(seen)
-	s.end(Done, why)
+	s.end(Done, strings.Join(why, "; "))
 }

@@ -787,7 +787,12 @@ type SwitchRequest struct {
 	To     string `protobuf:"bytes,3,opt,name=to,proto3" json:"to,omitempty"`
 	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Checks of the preflight to override; it needs a reason.
-	Force         []string `protobuf:"bytes,5,rep,name=force,proto3" json:"force,omitempty"`
+	Force []string `protobuf:"bytes,5,rep,name=force,proto3" json:"force,omitempty"`
+	// Drain the backends of the site that it leaves, once the traffic has been seen at
+	// the other one, and undrain them when they are empty or time is over.
+	Drain bool `protobuf:"varint,6,opt,name=drain,proto3" json:"drain,omitempty"`
+	// How long that may take, 1s to 24h; unset is 1h.
+	DrainWithin   string `protobuf:"bytes,7,opt,name=drain_within,json=drainWithin,proto3" json:"drain_within,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -855,6 +860,20 @@ func (x *SwitchRequest) GetForce() []string {
 		return x.Force
 	}
 	return nil
+}
+
+func (x *SwitchRequest) GetDrain() bool {
+	if x != nil {
+		return x.Drain
+	}
+	return false
+}
+
+func (x *SwitchRequest) GetDrainWithin() string {
+	if x != nil {
+		return x.DrainWithin
+	}
+	return ""
 }
 
 type PreflightResponse struct {
@@ -1752,13 +1771,15 @@ const file_medway_v1_api_proto_rawDesc = "" +
 	"\x02op\x18\x02 \x01(\tR\x02op\x12\x16\n" +
 	"\x06object\x18\x03 \x01(\tR\x06object\x12\x16\n" +
 	"\x06before\x18\x04 \x01(\tR\x06before\x12\x14\n" +
-	"\x05after\x18\x05 \x01(\tR\x05after\"s\n" +
+	"\x05after\x18\x05 \x01(\tR\x05after\"\xac\x01\n" +
 	"\rSwitchRequest\x12\x10\n" +
 	"\x03vip\x18\x01 \x01(\tR\x03vip\x12\x12\n" +
 	"\x04from\x18\x02 \x01(\tR\x04from\x12\x0e\n" +
 	"\x02to\x18\x03 \x01(\tR\x02to\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x14\n" +
-	"\x05force\x18\x05 \x03(\tR\x05force\"M\n" +
+	"\x05force\x18\x05 \x03(\tR\x05force\x12\x14\n" +
+	"\x05drain\x18\x06 \x01(\bR\x05drain\x12!\n" +
+	"\fdrain_within\x18\a \x01(\tR\vdrainWithin\"M\n" +
 	"\x11PreflightResponse\x12(\n" +
 	"\x06checks\x18\x01 \x03(\v2\x10.medway.v1.CheckR\x06checks\x12\x0e\n" +
 	"\x02ok\x18\x02 \x01(\bR\x02ok\"9\n" +

@@ -44,7 +44,7 @@ type Switchover struct {
 	Updated string `protobuf:"bytes,9,opt,name=updated,proto3" json:"updated,omitempty"`
 	Ended   string `protobuf:"bytes,10,opt,name=ended,proto3" json:"ended,omitempty"`
 	// The step that is under way, the last of steps: "force", "raise",
-	// "normalise", "verify", or "return" to the site that it came from.
+	// "normalise", "verify", "drain", or "return" to the site that it came from.
 	Step string `protobuf:"bytes,11,opt,name=step,proto3" json:"step,omitempty"`
 	// When the step is given up.
 	Deadline string `protobuf:"bytes,12,opt,name=deadline,proto3" json:"deadline,omitempty"`
@@ -57,9 +57,13 @@ type Switchover struct {
 	// write that put it: it is the record's own.
 	TargetRevision int64 `protobuf:"varint,16,opt,name=target_revision,json=targetRevision,proto3" json:"target_revision,omitempty"`
 	// Set once a person wants it back.
-	Cancel        *Cancellation     `protobuf:"bytes,17,opt,name=cancel,proto3" json:"cancel,omitempty"`
-	Steps         []*SwitchoverStep `protobuf:"bytes,18,rep,name=steps,proto3" json:"steps,omitempty"`
-	Checks        []*Check          `protobuf:"bytes,19,rep,name=checks,proto3" json:"checks,omitempty"`
+	Cancel *Cancellation     `protobuf:"bytes,17,opt,name=cancel,proto3" json:"cancel,omitempty"`
+	Steps  []*SwitchoverStep `protobuf:"bytes,18,rep,name=steps,proto3" json:"steps,omitempty"`
+	Checks []*Check          `protobuf:"bytes,19,rep,name=checks,proto3" json:"checks,omitempty"`
+	// Set where the old site's backends are to be drained.
+	Drain *DrainOrder `protobuf:"bytes,20,opt,name=drain,proto3" json:"drain,omitempty"`
+	// The drains that this switchover has put and not yet taken back: "pool/backend".
+	Drained       []string `protobuf:"bytes,21,rep,name=drained,proto3" json:"drained,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -227,6 +231,67 @@ func (x *Switchover) GetChecks() []*Check {
 	return nil
 }
 
+func (x *Switchover) GetDrain() *DrainOrder {
+	if x != nil {
+		return x.Drain
+	}
+	return nil
+}
+
+func (x *Switchover) GetDrained() []string {
+	if x != nil {
+		return x.Drained
+	}
+	return nil
+}
+
+// DrainOrder says that the backends of the site that a VIP leaves get no new
+// connections until those that they have are over, or time is.
+type DrainOrder struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How long at most, as a duration.
+	Within        string `protobuf:"bytes,1,opt,name=within,proto3" json:"within,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainOrder) Reset() {
+	*x = DrainOrder{}
+	mi := &file_medway_v1_switchover_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainOrder) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainOrder) ProtoMessage() {}
+
+func (x *DrainOrder) ProtoReflect() protoreflect.Message {
+	mi := &file_medway_v1_switchover_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainOrder.ProtoReflect.Descriptor instead.
+func (*DrainOrder) Descriptor() ([]byte, []int) {
+	return file_medway_v1_switchover_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *DrainOrder) GetWithin() string {
+	if x != nil {
+		return x.Within
+	}
+	return ""
+}
+
 // SwitchoverStep is one step of a switchover.
 type SwitchoverStep struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -241,7 +306,7 @@ type SwitchoverStep struct {
 
 func (x *SwitchoverStep) Reset() {
 	*x = SwitchoverStep{}
-	mi := &file_medway_v1_switchover_proto_msgTypes[1]
+	mi := &file_medway_v1_switchover_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -253,7 +318,7 @@ func (x *SwitchoverStep) String() string {
 func (*SwitchoverStep) ProtoMessage() {}
 
 func (x *SwitchoverStep) ProtoReflect() protoreflect.Message {
-	mi := &file_medway_v1_switchover_proto_msgTypes[1]
+	mi := &file_medway_v1_switchover_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -266,7 +331,7 @@ func (x *SwitchoverStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SwitchoverStep.ProtoReflect.Descriptor instead.
 func (*SwitchoverStep) Descriptor() ([]byte, []int) {
-	return file_medway_v1_switchover_proto_rawDescGZIP(), []int{1}
+	return file_medway_v1_switchover_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *SwitchoverStep) GetName() string {
@@ -309,7 +374,7 @@ type Cancellation struct {
 
 func (x *Cancellation) Reset() {
 	*x = Cancellation{}
-	mi := &file_medway_v1_switchover_proto_msgTypes[2]
+	mi := &file_medway_v1_switchover_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -321,7 +386,7 @@ func (x *Cancellation) String() string {
 func (*Cancellation) ProtoMessage() {}
 
 func (x *Cancellation) ProtoReflect() protoreflect.Message {
-	mi := &file_medway_v1_switchover_proto_msgTypes[2]
+	mi := &file_medway_v1_switchover_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -334,7 +399,7 @@ func (x *Cancellation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cancellation.ProtoReflect.Descriptor instead.
 func (*Cancellation) Descriptor() ([]byte, []int) {
-	return file_medway_v1_switchover_proto_rawDescGZIP(), []int{2}
+	return file_medway_v1_switchover_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Cancellation) GetAt() string {
@@ -375,7 +440,7 @@ type Check struct {
 
 func (x *Check) Reset() {
 	*x = Check{}
-	mi := &file_medway_v1_switchover_proto_msgTypes[3]
+	mi := &file_medway_v1_switchover_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -387,7 +452,7 @@ func (x *Check) String() string {
 func (*Check) ProtoMessage() {}
 
 func (x *Check) ProtoReflect() protoreflect.Message {
-	mi := &file_medway_v1_switchover_proto_msgTypes[3]
+	mi := &file_medway_v1_switchover_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -400,7 +465,7 @@ func (x *Check) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Check.ProtoReflect.Descriptor instead.
 func (*Check) Descriptor() ([]byte, []int) {
-	return file_medway_v1_switchover_proto_rawDescGZIP(), []int{3}
+	return file_medway_v1_switchover_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Check) GetName() string {
@@ -459,7 +524,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_medway_v1_switchover_proto_msgTypes[4]
+	mi := &file_medway_v1_switchover_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -471,7 +536,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_medway_v1_switchover_proto_msgTypes[4]
+	mi := &file_medway_v1_switchover_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -484,7 +549,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_medway_v1_switchover_proto_rawDescGZIP(), []int{4}
+	return file_medway_v1_switchover_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Problem) GetWhat() string {
@@ -532,7 +597,7 @@ type Evacuation struct {
 
 func (x *Evacuation) Reset() {
 	*x = Evacuation{}
-	mi := &file_medway_v1_switchover_proto_msgTypes[5]
+	mi := &file_medway_v1_switchover_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -544,7 +609,7 @@ func (x *Evacuation) String() string {
 func (*Evacuation) ProtoMessage() {}
 
 func (x *Evacuation) ProtoReflect() protoreflect.Message {
-	mi := &file_medway_v1_switchover_proto_msgTypes[5]
+	mi := &file_medway_v1_switchover_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -557,7 +622,7 @@ func (x *Evacuation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Evacuation.ProtoReflect.Descriptor instead.
 func (*Evacuation) Descriptor() ([]byte, []int) {
-	return file_medway_v1_switchover_proto_rawDescGZIP(), []int{5}
+	return file_medway_v1_switchover_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Evacuation) GetId() string {
@@ -661,7 +726,7 @@ type EvacuationMove struct {
 
 func (x *EvacuationMove) Reset() {
 	*x = EvacuationMove{}
-	mi := &file_medway_v1_switchover_proto_msgTypes[6]
+	mi := &file_medway_v1_switchover_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -673,7 +738,7 @@ func (x *EvacuationMove) String() string {
 func (*EvacuationMove) ProtoMessage() {}
 
 func (x *EvacuationMove) ProtoReflect() protoreflect.Message {
-	mi := &file_medway_v1_switchover_proto_msgTypes[6]
+	mi := &file_medway_v1_switchover_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -686,7 +751,7 @@ func (x *EvacuationMove) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvacuationMove.ProtoReflect.Descriptor instead.
 func (*EvacuationMove) Descriptor() ([]byte, []int) {
-	return file_medway_v1_switchover_proto_rawDescGZIP(), []int{6}
+	return file_medway_v1_switchover_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *EvacuationMove) GetVip() string {
@@ -728,7 +793,7 @@ var File_medway_v1_switchover_proto protoreflect.FileDescriptor
 
 const file_medway_v1_switchover_proto_rawDesc = "" +
 	"\n" +
-	"\x1amedway/v1/switchover.proto\x12\tmedway.v1\"\x94\x04\n" +
+	"\x1amedway/v1/switchover.proto\x12\tmedway.v1\"\xdb\x04\n" +
 	"\n" +
 	"Switchover\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -752,7 +817,12 @@ const file_medway_v1_switchover_proto_rawDesc = "" +
 	"\x0ftarget_revision\x18\x10 \x01(\x03R\x0etargetRevision\x12/\n" +
 	"\x06cancel\x18\x11 \x01(\v2\x17.medway.v1.CancellationR\x06cancel\x12/\n" +
 	"\x05steps\x18\x12 \x03(\v2\x19.medway.v1.SwitchoverStepR\x05steps\x12(\n" +
-	"\x06checks\x18\x13 \x03(\v2\x10.medway.v1.CheckR\x06checks\"d\n" +
+	"\x06checks\x18\x13 \x03(\v2\x10.medway.v1.CheckR\x06checks\x12+\n" +
+	"\x05drain\x18\x14 \x01(\v2\x15.medway.v1.DrainOrderR\x05drain\x12\x18\n" +
+	"\adrained\x18\x15 \x03(\tR\adrained\"$\n" +
+	"\n" +
+	"DrainOrder\x12\x16\n" +
+	"\x06within\x18\x01 \x01(\tR\x06within\"d\n" +
 	"\x0eSwitchoverStep\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05began\x18\x02 \x01(\tR\x05began\x12\x14\n" +
@@ -809,28 +879,30 @@ func file_medway_v1_switchover_proto_rawDescGZIP() []byte {
 	return file_medway_v1_switchover_proto_rawDescData
 }
 
-var file_medway_v1_switchover_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_medway_v1_switchover_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_medway_v1_switchover_proto_goTypes = []any{
 	(*Switchover)(nil),     // 0: medway.v1.Switchover
-	(*SwitchoverStep)(nil), // 1: medway.v1.SwitchoverStep
-	(*Cancellation)(nil),   // 2: medway.v1.Cancellation
-	(*Check)(nil),          // 3: medway.v1.Check
-	(*Problem)(nil),        // 4: medway.v1.Problem
-	(*Evacuation)(nil),     // 5: medway.v1.Evacuation
-	(*EvacuationMove)(nil), // 6: medway.v1.EvacuationMove
+	(*DrainOrder)(nil),     // 1: medway.v1.DrainOrder
+	(*SwitchoverStep)(nil), // 2: medway.v1.SwitchoverStep
+	(*Cancellation)(nil),   // 3: medway.v1.Cancellation
+	(*Check)(nil),          // 4: medway.v1.Check
+	(*Problem)(nil),        // 5: medway.v1.Problem
+	(*Evacuation)(nil),     // 6: medway.v1.Evacuation
+	(*EvacuationMove)(nil), // 7: medway.v1.EvacuationMove
 }
 var file_medway_v1_switchover_proto_depIdxs = []int32{
-	2, // 0: medway.v1.Switchover.cancel:type_name -> medway.v1.Cancellation
-	1, // 1: medway.v1.Switchover.steps:type_name -> medway.v1.SwitchoverStep
-	3, // 2: medway.v1.Switchover.checks:type_name -> medway.v1.Check
-	4, // 3: medway.v1.Check.problems:type_name -> medway.v1.Problem
-	2, // 4: medway.v1.Evacuation.cancel:type_name -> medway.v1.Cancellation
-	6, // 5: medway.v1.Evacuation.moves:type_name -> medway.v1.EvacuationMove
-	6, // [6:6] is the sub-list for method output_type
-	6, // [6:6] is the sub-list for method input_type
-	6, // [6:6] is the sub-list for extension type_name
-	6, // [6:6] is the sub-list for extension extendee
-	0, // [0:6] is the sub-list for field type_name
+	3, // 0: medway.v1.Switchover.cancel:type_name -> medway.v1.Cancellation
+	2, // 1: medway.v1.Switchover.steps:type_name -> medway.v1.SwitchoverStep
+	4, // 2: medway.v1.Switchover.checks:type_name -> medway.v1.Check
+	1, // 3: medway.v1.Switchover.drain:type_name -> medway.v1.DrainOrder
+	5, // 4: medway.v1.Check.problems:type_name -> medway.v1.Problem
+	3, // 5: medway.v1.Evacuation.cancel:type_name -> medway.v1.Cancellation
+	7, // 6: medway.v1.Evacuation.moves:type_name -> medway.v1.EvacuationMove
+	7, // [7:7] is the sub-list for method output_type
+	7, // [7:7] is the sub-list for method input_type
+	7, // [7:7] is the sub-list for extension type_name
+	7, // [7:7] is the sub-list for extension extendee
+	0, // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_medway_v1_switchover_proto_init() }
@@ -844,7 +916,7 @@ func file_medway_v1_switchover_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_medway_v1_switchover_proto_rawDesc), len(file_medway_v1_switchover_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   7,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
