@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -21,6 +22,8 @@ type Config struct {
 	Listen string `yaml:"listen"`
 	TLS    TLS    `yaml:"tls"`
 	Etcd   Etcd   `yaml:"etcd"`
+	// Verify is what VIPs are asked when they have moved. Default "sip".
+	Verify Verify `yaml:"verify"`
 }
 
 // TLS is what the API is served with. It is required unless Insecure says otherwise.
@@ -50,7 +53,7 @@ func LoadConfig(path string) (Config, error) {
 	if err != nil {
 		return Config{}, err
 	}
-	c := Config{Listen: ":9443"}
+	c := Config{Listen: ":9443", Verify: VerifySIP}
 	documents, err := yamlfile.Parse(path, text)
 	switch {
 	case err != nil:
@@ -79,6 +82,9 @@ func (c Config) Validate() error {
 	}
 	if host, port, err := net.SplitHostPort(c.Listen); err != nil || !isPort(port) || host != "" && net.ParseIP(host) == nil {
 		wrong("listen", c.Listen, `an address of this host and a port, such as ":9443" or "10.0.0.1:9443"`)
+	}
+	if !slices.Contains([]Verify{VerifySIP, VerifyConnect, VerifyOff}, c.Verify) {
+		wrong("verify", string(c.Verify), `"sip", "connect" or "off"`)
 	}
 	if !c.TLS.Insecure {
 		for field, file := range map[string]string{"tls.cert": c.TLS.Cert, "tls.key": c.TLS.Key} {

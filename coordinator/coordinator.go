@@ -55,7 +55,11 @@ func New(c Config, log *zap.Logger) (*Coordinator, error) {
 		return nil, err
 	}
 	out := &Coordinator{log: log, client: client, live: newLive(client, c, log.Named("live"))}
-	out.engine = switchover.New(switchover.Config{Store: client, Log: log.Named("switchover"), Live: out.live.all})
+	engine := switchover.Config{Store: client, Log: log.Named("switchover"), Live: out.live.all}
+	if c.Verify != VerifyOff {
+		engine.Probe = c.Verify.ask
+	}
+	out.engine = switchover.New(engine)
 	out.api = api.New(api.Config{Store: client, Engine: out.engine, Live: out.live.all, Reserved: store.Hosts(c.Etcd.Endpoints), Log: log.Named("api")})
 	protocols := &http.Protocols{}
 	protocols.SetHTTP1(true)
