@@ -83,7 +83,7 @@ func newWorldOf(t *testing.T, etcd string) *world {
 	cert, key := authority.Files("coordinator")
 	w.config = Config{
 		Listen: "127.0.0.1:0", TLS: TLS{Cert: cert, Key: key, ClientCA: authority.CA()},
-		Etcd: Etcd{Endpoints: []string{etcd}, Insecure: true},
+		Etcd: Etcd{Endpoints: []string{etcd}, Insecure: true}, Verify: VerifyOff, // there is no VIP to ask
 	}
 	if w.roots, err = store.CertPool(authority.CA()); err != nil {
 		t.Fatal(err)
@@ -205,7 +205,7 @@ func (w *world) allow(p Permission) (token string) {
 
 // node is one that lives, and can serve sip-1.
 func (w *world) node(name, site, address string, n int) {
-	w.write("/medway/v1/nodes/"+name, fmt.Sprintf(`{"machine_id":"%s","site":"%s","group":"g1","ipv4":"%s","sync_address":"169.254.1.%d","schema":3}`, name, site, address, n))
+	w.write("/medway/v1/nodes/"+name, fmt.Sprintf(`{"machine_id":"%s","site":"%s","group":"g1","ipv4":"%s","sync_address":"169.254.1.%d","schema":4}`, name, site, address, n))
 	w.write("/medway/v1/joined/"+name, "0")
 }
 
@@ -349,6 +349,28 @@ func (w *world) operate(c medwayv1connect.CoordinatorClient) {
 			t.Errorf("%s: %v, %v; expected %q", do.what, out, err, do.done)
 		}
 	}
+	backend := func(force bool, reason string) *connect.Request[medwayv1.BackendRequest] {
+		return connect.NewRequest(&medwayv1.BackendRequest{Pool: "sbc", Backend: "b1", Reason: reason, Force: force})
+	}
+	w.refused("the last backend", connect.CodeFailedPrecondition, "backend sbc/b1 is the last one of pool sbc", func() error { _, err := c.DrainBackend(ctx, backend(false, "")); return err })
+	w.refused("forced without a reason", connect.CodeInvalidArgument, "field reason", func() error { _, err := c.DrainBackend(ctx, backend(true, "")); return err })
+	if out, err := c.DrainBackend(ctx, backend(true, "it burns")); err != nil || !strings.HasPrefix(out.Msg.Done, "sbc/b1: drained from revision") || len(out.Msg.Notes) != 1 {
+		t.Errorf("%v, %v", out, err)
+	}
+	if out, err := c.UndrainBackend(ctx, backend(false, "")); err != nil || !strings.HasPrefix(out.Msg.Done, "sbc/b1: back in service; it was drained: since ") {
+		t.Errorf("%v, %v", out, err)
+	}
+	w.refused("not drained", connect.CodeFailedPrecondition, `backend "sbc/b1" is not drained`, func() error { _, err := c.UndrainBackend(ctx, backend(false, "")); return err })
+	for _, within := range []string{"soon", "-1s", "0s"} {
+		w.refused("drain within "+within, connect.CodeInvalidArgument, "field drain_within", func() error {
+			_, err := c.Preflight(ctx, connect.NewRequest(&medwayv1.SwitchRequest{Vip: "sip-1", From: "dc1", To: "dc2", Drain: true, DrainWithin: within}))
+			return err
+		})
+	}
+	w.refused("a time without a drain", connect.CodeInvalidArgument, "field drain_within", func() error {
+		_, err := c.Switch(ctx, connect.NewRequest(&medwayv1.SwitchRequest{Vip: "sip-1", From: "dc1", To: "dc2", DrainWithin: "1h"}))
+		return err
+	})
 	w.refused("no lock", connect.CodeFailedPrecondition, `VIP "sip-1" is not locked`, func() error { _, err := c.Unlock(ctx, vip()); return err })
 	w.refused("no node", connect.CodeNotFound, `node "n3" does not exist`, func() error { _, err := c.Drain(ctx, node("n3")); return err })
 	w.refused("no reason", connect.CodeInvalidArgument, "field reason", func() error {
@@ -779,7 +801,7 @@ func TestPage(t *testing.T) {
 	if err := os.WriteFile(path, []byte(config), 0o600); err != nil || !ok {
 		t.Fatal(ok, err)
 	}
-	if c, err := LoadConfig(path); err != nil || c.Listen != ":9443" || c.TLS.ClientCA == "" || len(c.Etcd.Endpoints) != 3 {
+	if c, err := LoadConfig(path); err != nil || c.Listen != ":9443" || c.Verify != VerifySIP || c.TLS.ClientCA == "" || len(c.Etcd.Endpoints) != 3 {
 		t.Errorf("%+v, %v", c, err)
 	}
 	methods := medwayv1.File_medway_v1_api_proto.Services().ByName("Coordinator").Methods()
@@ -813,6 +835,7 @@ func TestConfigIsChecked(t *testing.T) {
 		{"etcd: {endpoints: [\"http://127.0.0.1:2379\"]}\ntls: {insecure: true}\n", `:1:20: field etcd.endpoints[0]: value "http://127.0.0.1:2379": expected https://HOST:PORT`},
 		{"etcd: {endpoints: [\"https://127.0.0.1:2379\"]}\n", "field tls.cert: missing: expected a file, or tls.insecure: true"},
 		{"listen: 9443\netcd: {endpoints: [\"https://127.0.0.1:2379\"]}\ntls: {insecure: true}\n", `:1:1: field listen: value "9443"`},
+		{"verify: no\netcd: {endpoints: [\"https://127.0.0.1:2379\"]}\ntls: {insecure: true}\n", `:1:1: field verify: value "no": expected "sip", "connect" or "off"`},
 		{"listne: \":1\"\n", ":1:1: field listne: unknown"},
 		{"etcd: {endpoints: [\"https://127.0.0.1:2379\"], cert: x}\ntls: {insecure: true}\n", "field etcd.cert: value \"x\": expected etcd.cert and etcd.key"},
 		{"etcd: {endpoints: [\"https://127.0.0.1:2379\"]}\ntls: {insecure: true}\n---\n{}\n", ":4:1: a second document"},

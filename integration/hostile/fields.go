@@ -73,7 +73,7 @@ func fields() (out []Case) {
 			out = append(out, bad(fmt.Sprintf("%s: %.20q", key, word), key, word, "an epoch as a plain word"))
 		}
 	}
-	for _, key := range []string{"node_drains/dc1-lvs-a", "pauses/sip-1", "pause"} {
+	for _, key := range []string{"node_drains/dc1-lvs-a", "drains/sbc/dc1-sbc1", "pauses/sip-1", "pause"} {
 		out = append(out, bad(key+": empty", key, "", "empty value"), bad(key+": no time", key, `{"reason":"x"}`, "field since"),
 			bad(key+": a word", key, "yes", "not JSON"))
 	}

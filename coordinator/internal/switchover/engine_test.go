@@ -537,6 +537,49 @@ func TestAdvanceWritesOnce(t *testing.T) {
 	}
 }
 
+// TestVerifyAnswer: what was answered wrongly fails, and where nothing was heard that is
+// told, after a while.
+func TestVerifyAnswer(t *testing.T) {
+	rate := func(r float64) *float64 { return &r }
+	seen := "10 packets a second come to dc2, 0 elsewhere"
+	for name, test := range map[string]struct {
+		heard        map[string]answer
+		after        time.Duration // since the step began
+		result, says string
+	}{
+		"well":                 {map[string]answer{"x": {}}, 0, Done, seen},
+		"nobody asks":          {nil, 0, Done, seen},
+		"not asked yet":        {map[string]answer{}, 30 * time.Second, "", "the VIP has not been asked yet"},
+		"never asked":          {map[string]answer{}, time.Minute, Done, seen + "; not verified: the VIP has not been asked yet"},
+		"wrong at first":       {map[string]answer{"x": {"503", false}}, 59 * time.Second, "", "503"},
+		"wrong":                {map[string]answer{"x": {"503", false}}, time.Minute, Failed, "the roles are swapped, but through the VIP: 503"},
+		"nothing heard yet":    {map[string]answer{"x": {"no answer", true}}, 14 * time.Second, "", "no answer"},
+		"nothing heard at all": {map[string]answer{"x": {"no answer", true}}, 15 * time.Second, Done, seen + "; not verified: no answer"},
+	} {
+		now := time.Unix(1000, 0)
+		s := &state.Snapshot{
+			Revision: 10, VIPs: map[string]state.VIP{"v": {Groups: map[string]string{"dc1": "g", "dc2": "g"}}},
+			Targets: map[string]state.Target{"v": {Site: "dc2", Revision: 10}},
+			Nodes:   map[string]state.Node{"a": {Site: "dc1", Group: "g"}, "b": {Site: "dc2", Group: "g"}},
+			Alive:   map[string]state.Alive{"a": {}, "b": {}},
+		}
+		w := world{Snapshot: s, standing: map[string]int64{"v": 10}, now: now, probe: test.heard, observed: map[string]plan.Observed{
+			"a": {At: now, Revision: 10, VIPs: map[string]plan.ObservedVIP{"v": {MED: 500, Target: "dc2", Rate: rate(0)}}},
+			"b": {At: now, Revision: 10, VIPs: map[string]plan.ObservedVIP{"v": {MED: 100, Target: "dc2", Rate: rate(10)}}},
+		}}
+		w.limits.setDefaults()
+		began := now.Add(-test.after)
+		r := record{&medwayv1.Switchover{
+			Id: "x", From: "dc1", To: "dc2", Step: StepVerify, TargetRevision: 10, Deadline: stamp(began.Add(w.limits.Verify)),
+			Steps: []*medwayv1.SwitchoverStep{{Name: StepVerify, Began: stamp(began)}},
+		}, 11}
+		c := advance("v", r, w)
+		if c == nil || c.record.Result != test.result || c.record.Why+c.record.WaitsFor != test.says || c.target != "" {
+			t.Errorf("%s: %+v, expected %q: %s", name, c, test.result, test.says)
+		}
+	}
+}
+
 // TestVerifyFails where packets go on coming to the old site.
 func TestVerifyFails(t *testing.T) {
 	rate := func(r float64) *float64 { return &r }
