@@ -391,6 +391,7 @@ func (w *world) operate(c medwayv1connect.CoordinatorClient) {
 		`apply Pool sbc, Backend sbc/b1, VIP sip-1 by alice for ""`, `apply Backend sbc/b1 by alice for ""`,
 		`unlock by alice for "night work"`, `pause by alice for "night work"`, `resume by alice for "night work"`,
 		`drain n1 by alice for "new kernel"`, `undrain n1 by alice for "new kernel"`,
+		`drain sbc/b1 by alice for "it burns"`, `undrain sbc/b1 by alice for ""`,
 	}
 	if !slices.Equal(done, want) {
 		t.Errorf("the history is %q", done)

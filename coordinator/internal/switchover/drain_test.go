@@ -11,6 +11,7 @@ import (
 	"github.com/medway-lb/medway/coordinator/internal/operation"
 	"github.com/medway-lb/medway/pkg/plan"
 	"github.com/medway-lb/medway/pkg/state"
+	"github.com/medway-lb/medway/pkg/store"
 
 	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
 )
@@ -289,6 +290,44 @@ func TestDrainRefused(t *testing.T) {
 	o.Force = []plan.CheckName{plan.CheckDrain}
 	l.start(e, o)
 	l.demandDrainedOnce(l.ends("v", Done))
+}
+
+// TestTwoDrainOnePool at once: one of them drains a backend, and nothing stays drained.
+func TestTwoDrainOnePool(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, "v", "w")
+	l.mu.Lock()
+	l.telemetry = true
+	l.mu.Unlock()
+	l.hold(StepVerify)
+	e, _, _ := l.engine(0)
+	for _, vip := range []string{"v", "w"} {
+		o := drainOrder(vip)
+		o.Force = []plan.CheckName{plan.CheckDrain}
+		l.start(e, o)
+	}
+	for _, vip := range []string{"v", "w"} {
+		l.waitsAt(vip, StepVerify)
+	}
+	l.hold("")
+	l.put("settings", `{"settle":"10ms","normalise_after":"1s"}`) // both go on in one look
+	for _, vip := range []string{"v", "w"} {
+		if r := l.ends(vip, Done); !strings.HasSuffix(r.Why, "drain: the backends of dc1 are empty") {
+			t.Errorf("%v", r)
+		}
+	}
+	if got := l.drains(); len(got) > 0 {
+		t.Errorf("drained still: %q", got)
+	}
+	one := write{puts: []store.Put{{Key: "a"}}, deletes: []string{"b"}}
+	for _, key := range []string{"a", "b"} {
+		if one.fits(write{puts: []store.Put{{Key: key}}}) || one.fits(write{deletes: []string{key}}) {
+			t.Errorf("%s twice in a transaction", key)
+		}
+	}
+	if !one.fits(write{puts: []store.Put{{Key: "c"}}, deletes: []string{"d"}}) {
+		t.Error("what has other keys doesn't fit")
+	}
 }
 
 // TestOccupied: what counts is what the carrying nodes tell once they know of the drains.

@@ -254,8 +254,15 @@ type write struct {
 	deletes []string
 }
 
-// fits says whether one more fits into a transaction with this one.
+// fits says whether one more fits into a transaction with this one, which takes a key
+// once: two VIPs may have a pool whose backends are drained.
 func (w write) fits(more write) bool {
+	twice := func(key string) bool {
+		return slices.Contains(w.deletes, key) || slices.ContainsFunc(w.puts, func(p store.Put) bool { return p.Key == key })
+	}
+	if slices.ContainsFunc(more.deletes, twice) || slices.ContainsFunc(more.puts, func(p store.Put) bool { return twice(p.Key) }) {
+		return false
+	}
 	return len(w.guards)+len(more.guards) <= store.MaxOps && len(w.puts)+len(w.deletes)+len(more.puts)+len(more.deletes) <= store.MaxOps
 }
 

@@ -70,8 +70,8 @@ func checkRecord(vip string, r *medwayv1.Switchover) error {
 		}
 	}
 	for i, name := range r.Drained {
-		if k := backendKey(name); state.CheckName(k.Pool) != nil || state.CheckName(k.Name) != nil {
-			return fmt.Errorf("field drained[%d]: value %s: expected POOL/BACKEND", i, state.Quote(name))
+		if k := backendKey(name); state.CheckName(k.Pool) != nil || state.CheckName(k.Name) != nil || slices.Contains(r.Drained[:i], name) {
+			return fmt.Errorf("field drained[%d]: value %s: expected POOL/BACKEND, each once", i, state.Quote(name))
 		}
 	}
 	switch {
