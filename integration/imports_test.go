@@ -47,6 +47,7 @@ var mayImport = map[string][]string{
 
 	"coordinator":                        {"pkg/...", "coordinator/internal/...", "proto/..."},
 	"coordinator/internal/auth":          {},
+	"coordinator/internal/access":        {"pkg/pki", "pkg/state", "pkg/store"},
 	"coordinator/internal/switchover":    {"coordinator/internal/operation", "pkg/state", "pkg/store", "pkg/plan", "proto/..."},
 	"coordinator/internal/operation":     {"pkg/state", "pkg/store", "pkg/plan", "pkg/reconcile", "pkg/intent", "proto/..."},
 	"coordinator/internal/api":           {"coordinator/internal/...", "pkg/state", "pkg/store", "pkg/plan", "pkg/intent", "proto/..."},
@@ -64,7 +65,7 @@ var exceptions = []struct{ from, to, reason string }{
 	{"coordinator/cmd/medwayctl", "pkg/store", "until there is a coordinator to ask, it reads and writes etcd itself"},
 	{"coordinator/cmd/medwayctl", "pkg/plan", "until there is a coordinator to ask, it looks itself which node could serve"},
 	{"coordinator/cmd/medwayctl", "coordinator/internal/operation", "until there is a coordinator to ask, it does itself what the API does"},
-	{"coordinator/cmd/medwayctl", "pkg/pki", "etcd's certificates are made before there can be a coordinator"},
+	{"coordinator/cmd/medwayctl", "coordinator/internal/access", "etcd's certificates, users and roles are made before there can be a coordinator"},
 }
 
 // testsMayImport are what any test may use beyond its package's line.

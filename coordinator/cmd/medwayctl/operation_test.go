@@ -113,7 +113,7 @@ func (w *world) n1Dies() {
 func (w *world) all() map[string]string {
 	w.t.Helper()
 	out := map[string]string{}
-	entries, _, err := w.client.List(w.t.Context(), everything)
+	entries, _, err := w.client.List(w.t.Context(), "/medway/")
 	if err != nil {
 		w.t.Fatal(err)
 	}
