@@ -15,6 +15,8 @@ import (
 	"github.com/medway-lb/medway/pkg/yamlfile"
 )
 
+const defaultListen = ":9443"
+
 // Config is the coordinator's own file.
 type Config struct {
 	// Listen is where the API is served, "host:port". Default ":9443".
@@ -50,7 +52,7 @@ func LoadConfig(path string) (Config, error) {
 	if err != nil {
 		return Config{}, err
 	}
-	c := Config{Listen: ":9443"}
+	c := Config{Listen: defaultListen}
 	documents, err := yamlfile.Parse(path, text)
 	switch {
 	case err != nil:

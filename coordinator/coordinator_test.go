@@ -121,6 +121,11 @@ func (w *world) context() context.Context {
 // until waits for something that must happen.
 func (w *world) until(what string, happened func() error) {
 	w.t.Helper()
+	until(w.t, what, happened)
+}
+
+func until(t *testing.T, what string, happened func() error) {
+	t.Helper()
 	deadline := time.Now().Add(patience)
 	for {
 		err := happened()
@@ -128,7 +133,7 @@ func (w *world) until(what string, happened func() error) {
 			return
 		}
 		if time.Now().After(deadline) {
-			w.t.Fatalf("waited in vain until %s: %v", what, err)
+			t.Fatalf("waited in vain until %s: %v", what, err)
 		}
 		time.Sleep(20 * time.Millisecond)
 	}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"net"
+	"os"
 	"strings"
 	"time"
 
@@ -23,6 +24,8 @@ type Certificates struct {
 	Clients []string
 	// Days is how long new ones are valid.
 	Days int
+	// DryRun makes nothing.
+	DryRun bool
 }
 
 // maxDays is more than any authority lasts, and less than a duration can hold.
@@ -106,7 +109,9 @@ func (c Certificates) Make(out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	valid := time.Duration(c.Days) * 24 * time.Hour
+	if c.DryRun && !exists(pki.Files(c.Dir, pki.AuthorityName)) {
+		return c.preview(out, servers)
+	}
 	authority, made, err := pki.Open(c.Dir)
 	if err != nil {
 		return err
@@ -114,35 +119,86 @@ func (c Certificates) Make(out io.Writer) error {
 	if err := tellCertificate(out, authority.CA(), "authority", made, nil); err != nil {
 		return err
 	}
-	for _, text := range c.Servers {
-		name, _, _ := strings.Cut(text, "=")
-		err := authority.Server(name, servers[text], valid)
-		fits := func(cert *x509.Certificate) error { return pki.ServesAs(cert, servers[text], true) }
-		if err := kept(authority, out, name, "etcd member "+name, err, fits); err != nil {
-			return err
+	for _, w := range c.all(servers) {
+		if c.DryRun && !exists(authority.Files(w.name)) {
+			w.preview(out, c.Dir)
+			continue
 		}
-	}
-	for _, text := range c.Coordinators {
-		name, _, _ := strings.Cut(text, "=")
-		err := authority.Coordinator(name, servers[text], valid)
-		fits := func(cert *x509.Certificate) error { return pki.ServesAs(cert, servers[text], false) }
-		if err := kept(authority, out, name, "coordinator "+name, err, fits); err != nil {
-			return err
+		made := fs.ErrExist
+		if !c.DryRun {
+			made = w.issue(authority)
 		}
-	}
-	for _, name := range c.Clients {
-		err := authority.Client(name, valid)
-		fits := func(cert *x509.Certificate) error {
-			if cert.Subject.CommonName != name {
-				return fmt.Errorf("its common name is %q", cert.Subject.CommonName)
-			}
-			return nil
-		}
-		if err := kept(authority, out, name, "user "+name, err, fits); err != nil {
+		if err := kept(authority, out, w.name, w.of, made, w.fits); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// preview tells what would be made where there is no authority yet.
+func (c Certificates) preview(out io.Writer, servers map[string][]string) error {
+	wanted{name: pki.AuthorityName, of: "authority"}.preview(out, c.Dir)
+	for _, w := range c.all(servers) {
+		if cert, key := pki.Files(c.Dir, w.name); exists(cert, key) {
+			return fmt.Errorf("%s or %s is there already, and its authority is not", cert, key)
+		}
+		w.preview(out, c.Dir)
+	}
+	return nil
+}
+
+// exists tells whether one of two files does.
+func exists(cert, key string) bool {
+	_, err := os.Lstat(cert)
+	_, keyErr := os.Lstat(key)
+	return err == nil || keyErr == nil
+}
+
+// wanted is one certificate.
+type wanted struct {
+	name, of string
+	issue    func(*pki.Authority) error
+	// fits says what is wrong with one that is there.
+	fits func(*x509.Certificate) error
+}
+
+func (w wanted) preview(out io.Writer, dir string) {
+	cert, _ := pki.Files(dir, w.name)
+	fmt.Fprintf(out, "+ %s: %s\n", cert, w.of)
+}
+
+// all are those to have, but for the authority.
+func (c Certificates) all(servers map[string][]string) (all []wanted) {
+	valid := time.Duration(c.Days) * 24 * time.Hour
+	for _, text := range c.Servers {
+		name, _, _ := strings.Cut(text, "=")
+		all = append(all, wanted{
+			name, "etcd member " + name,
+			func(a *pki.Authority) error { return a.Server(name, servers[text], valid) },
+			func(cert *x509.Certificate) error { return pki.ServesAs(cert, servers[text], true) },
+		})
+	}
+	for _, text := range c.Coordinators {
+		name, _, _ := strings.Cut(text, "=")
+		all = append(all, wanted{
+			name, "coordinator " + name,
+			func(a *pki.Authority) error { return a.Coordinator(name, servers[text], valid) },
+			func(cert *x509.Certificate) error { return pki.ServesAs(cert, servers[text], false) },
+		})
+	}
+	for _, name := range c.Clients {
+		all = append(all, wanted{
+			name, "user " + name,
+			func(a *pki.Authority) error { return a.Client(name, valid) },
+			func(cert *x509.Certificate) error {
+				if cert.Subject.CommonName != name {
+					return fmt.Errorf("its common name is %q", cert.Subject.CommonName)
+				}
+				return nil
+			},
+		})
+	}
+	return all
 }
 
 // kept tells what has become of a certificate, where one that exists must be
