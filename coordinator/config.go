@@ -20,10 +20,23 @@ const defaultListen = ":9443"
 // Config is the coordinator's own file.
 type Config struct {
 	// Listen is where the API is served, "host:port". Default ":9443".
-	Listen string `yaml:"listen"`
-	TLS    TLS    `yaml:"tls"`
-	Etcd   Etcd   `yaml:"etcd"`
+	Listen  string  `yaml:"listen"`
+	TLS     TLS     `yaml:"tls"`
+	Etcd    Etcd    `yaml:"etcd"`
+	History History `yaml:"history"`
 }
+
+// History says how much of it stays in etcd.
+type History struct {
+	// PerVIP is how many events of a VIP stay, and of what concerns all. Default 1000;
+	// 0: all.
+	PerVIP int `yaml:"per_vip"`
+	// Days is how old an event may be. Default 400; 0: as old as it is.
+	Days int `yaml:"days"`
+}
+
+// maxKept bounds both: more than anybody reads, and less than a duration can hold.
+const maxKept = 100000
 
 // TLS is what the API is served with. It is required unless Insecure says otherwise.
 type TLS struct {
@@ -52,7 +65,7 @@ func LoadConfig(path string) (Config, error) {
 	if err != nil {
 		return Config{}, err
 	}
-	c := Config{Listen: defaultListen}
+	c := Config{Listen: defaultListen, History: History{PerVIP: 1000, Days: 400}}
 	documents, err := yamlfile.Parse(path, text)
 	switch {
 	case err != nil:
@@ -103,6 +116,11 @@ func (c Config) Validate() error {
 	}
 	if (c.Etcd.Cert == "") != (c.Etcd.Key == "") {
 		wrong("etcd.cert", c.Etcd.Cert, "etcd.cert and etcd.key, or none of the two")
+	}
+	for field, n := range map[string]int{"history.per_vip": c.History.PerVIP, "history.days": c.History.Days} {
+		if n < 0 || n > maxKept {
+			wrong(field, strconv.Itoa(n), fmt.Sprintf("0 to %d", maxKept))
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/medway-lb/medway/coordinator/internal/api"
+	"github.com/medway-lb/medway/coordinator/internal/operation"
 	"github.com/medway-lb/medway/coordinator/internal/switchover"
 	"github.com/medway-lb/medway/pkg/store"
 )
@@ -37,6 +38,7 @@ type Coordinator struct {
 	engine   *switchover.Engine
 	api      *api.Server
 	live     *live
+	trimming operation.Trimming
 }
 
 // New makes a coordinator that listens already. It does not wait for etcd.
@@ -54,7 +56,7 @@ func New(c Config, log *zap.Logger) (*Coordinator, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := &Coordinator{log: log, client: client, live: newLive(client, c, log.Named("live"))}
+	out := &Coordinator{log: log, client: client, live: newLive(client, c, log.Named("live")), trimming: c.History.trimming()}
 	out.engine = switchover.New(switchover.Config{Store: client, Log: log.Named("switchover"), Live: out.live.all})
 	out.api = api.New(api.Config{Store: client, Engine: out.engine, Live: out.live.all, Reserved: store.Hosts(c.Etcd.Endpoints), Log: log.Named("api")})
 	protocols := &http.Protocols{}
@@ -88,6 +90,7 @@ func (c *Coordinator) Run(ctx context.Context) error {
 	g.Go(func() error { return c.engine.Run(ctx) })
 	g.Go(func() error { return c.api.Run(ctx) })
 	g.Go(func() error { return c.live.run(ctx) })
+	g.Go(func() error { return c.trim(ctx) })
 	g.Go(func() error {
 		c.log.Info("serves", zap.Stringer("address", c.Address()), zap.Bool("tls", c.server.TLSConfig != nil))
 		var err error

@@ -5,14 +5,13 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"slices"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/medway-lb/medway/coordinator/internal/operation"
 	"github.com/medway-lb/medway/pkg/state"
-	"github.com/medway-lb/medway/pkg/store"
 )
 
 // eventDocument is an event in `history -o json`.
@@ -24,6 +23,10 @@ type eventDocument struct {
 	To     string    `json:"to,omitempty"`
 	By     string    `json:"by,omitempty"`
 	Reason string    `json:"reason,omitempty"`
+	// Address is from where it was asked of a coordinator.
+	Address string `json:"from_address,omitempty"`
+	// Result is why nothing was done; "": it was done.
+	Result string `json:"result,omitempty"`
 	// Error says what is wrong with the key or its value.
 	Error string `json:"error,omitempty"`
 }
@@ -47,12 +50,12 @@ Exit status: 0 also where there is nothing; 1 if etcd could not be read.`,
 			if last < 0 {
 				return fmt.Errorf("flag --last: value %d: expected 0 or more", last)
 			}
-			prefixes := []string{state.HistoryPrefix}
+			vip := ""
 			if len(args) > 0 {
-				if err := state.CheckName(args[0]); err != nil {
+				vip = args[0]
+				if err := state.CheckName(vip); err != nil {
 					return fmt.Errorf("VIP: %w", err)
 				}
-				prefixes = []string{state.HistoryOf(args[0]), state.HistoryOf("")}
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), c.timeout)
 			defer cancel()
@@ -61,27 +64,20 @@ Exit status: 0 also where there is nothing; 1 if etcd could not be read.`,
 				return err
 			}
 			defer client.Close()
-			var entries []store.Entry
-			for _, prefix := range prefixes {
-				more, _, err := client.List(ctx, prefix)
-				if err != nil {
-					return fmt.Errorf("read %s: %w", prefix, err)
-				}
-				entries = append(entries, more...)
+			all, err := operation.OpenHistory(ctx, client, vip)
+			if err != nil {
+				return err
 			}
-			list := events(entries)
-			if len(args) > 0 && len(entries) == 0 {
-				_, there, err := client.Get(ctx, state.Key{Kind: state.KindVIP, A: args[0]}.String())
-				if err != nil {
+			page, _, err := all.Page(ctx, operation.Mark{}, last)
+			if err != nil {
+				return err
+			}
+			if len(page) == 0 {
+				if err := all.CheckVIP(ctx); err != nil {
 					return err
 				}
-				if !there {
-					return fmt.Errorf("VIP %s does not exist, and has no history", state.Quote(args[0]))
-				}
 			}
-			if last > 0 && len(list) > last {
-				list = list[len(list)-last:]
-			}
+			list := events(page)
 			if output == "json" {
 				return writeDocument(cmd.OutOrStdout(), list)
 			}
@@ -94,25 +90,19 @@ Exit status: 0 also where there is nothing; 1 if etcd could not be read.`,
 	return cmd
 }
 
-// events are those of the entries, the newest last. One that can't be read is
-// there all the same.
-func events(entries []store.Entry) []eventDocument {
+// events are those of a page. One that can't be read is there all the same.
+func events(page []operation.Past) []eventDocument {
 	list := []eventDocument{}
-	for _, e := range entries {
-		vip, at, err := state.ParseHistoryKey(e.Key)
-		if err != nil {
-			list = append(list, eventDocument{Error: err.Error()})
-			continue
-		}
-		d := eventDocument{VIP: vip, At: at}
-		if event, err := state.DecodeEvent(e.Value); err != nil {
-			d.Error = err.Error()
+	for _, p := range page {
+		d := eventDocument{VIP: p.VIP, At: p.At}
+		if p.Err != nil {
+			d.Error = p.Err.Error()
 		} else {
-			d.What, d.From, d.To, d.By, d.Reason = event.What, event.From, event.To, event.By, event.Reason
+			d.What, d.From, d.To, d.By, d.Reason = p.Event.What, p.Event.From, p.Event.To, p.Event.By, p.Event.Reason
+			d.Address, d.Result = p.Event.FromAddress, p.Event.Result
 		}
 		list = append(list, d)
 	}
-	slices.SortStableFunc(list, func(a, b eventDocument) int { return cmp.Or(a.At.Compare(b.At), cmp.Compare(a.VIP, b.VIP)) })
 	return list
 }
 
@@ -128,7 +118,15 @@ func writeEvents(out io.Writer, list []eventDocument) error {
 			fmt.Fprintf(w, "%s\t%s\tcan't be read: %s\n", at, vip, state.Line(e.Error))
 			continue
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", at, vip, cell(e.What), cell(e.From), cell(e.To), cell(e.By), orDash(state.Line(e.Reason)))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", at, vip, cell(e.What), cell(e.From), cell(e.To), cell(e.By), orDash(state.Line(joined(e.Reason, e.Result))))
 	}
 	return w.Flush()
+}
+
+// joined is a reason with what came of it.
+func joined(reason, result string) string {
+	if reason == "" || result == "" {
+		return reason + result
+	}
+	return reason + ": " + result
 }

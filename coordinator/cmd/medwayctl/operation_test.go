@@ -151,11 +151,15 @@ func (w *world) status(node, site string, revision int64, vip string) {
 // events are those of the history, without times.
 func (w *world) events() (out []eventDocument) {
 	w.t.Helper()
-	entries, _, err := w.client.List(w.t.Context(), state.HistoryPrefix)
+	all, err := operation.OpenHistory(w.t.Context(), w.client, "")
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	return events(entries)
+	page, _, err := all.Page(w.t.Context(), operation.Mark{}, 0)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return events(page)
 }
 
 func (w *world) expectEvents(want ...eventDocument) {

@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/medway-lb/medway/coordinator/internal/auth"
+	"github.com/medway-lb/medway/coordinator/internal/operation"
 	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
 )
@@ -127,6 +128,20 @@ func (s *Server) as(name string, grant auth.Grant) (auth.Identity, error) {
 	return who, nil
 }
 
+// addressOf is from where a request comes: of a proxy's, the proxy.
+func addressOf(r *http.Request) string {
+	from, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return ""
+	}
+	return from.Addr().Unmap().String()
+}
+
+// author is who asks, for the history.
+func author(who auth.Identity, reason string) operation.Author {
+	return operation.Author{By: who.Name, Reason: reason, Address: who.Address}
+}
+
 type identityKey struct{}
 
 // authenticate lets only requests pass whose author is known.
@@ -142,6 +157,7 @@ func (s *Server) authenticate(h http.Handler) http.Handler {
 			_ = errs.Write(w, r, err)
 			return
 		}
+		who.Address = addressOf(r)
 		h.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), identityKey{}, who)))
 	})
 }

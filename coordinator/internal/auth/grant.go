@@ -107,6 +107,8 @@ func (g Grant) String() string {
 // Identity is somebody who was recognised.
 type Identity struct {
 	Name string
+	// Address is that which the request came from.
+	Address string
 	Grant
 }
 
