@@ -18,8 +18,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/medway-lb/medway/coordinator/internal/api"
-	"github.com/medway-lb/medway/coordinator/internal/operation"
 	"github.com/medway-lb/medway/coordinator/internal/switchover"
+	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
 )
 
@@ -38,7 +38,7 @@ type Coordinator struct {
 	engine   *switchover.Engine
 	api      *api.Server
 	live     *live
-	trimming operation.Trimming
+	config   Config
 }
 
 // New makes a coordinator that listens already. It does not wait for etcd.
@@ -56,9 +56,12 @@ func New(c Config, log *zap.Logger) (*Coordinator, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := &Coordinator{log: log, client: client, live: newLive(client, c, log.Named("live")), trimming: c.History.trimming()}
+	out := &Coordinator{log: log, client: client, live: newLive(client, c, log.Named("live")), config: c}
 	out.engine = switchover.New(switchover.Config{Store: client, Log: log.Named("switchover"), Live: out.live.all})
-	out.api = api.New(api.Config{Store: client, Engine: out.engine, Live: out.live.all, Reserved: store.Hosts(c.Etcd.Endpoints), Log: log.Named("api")})
+	out.api = api.New(api.Config{
+		Store: client, Engine: out.engine, Live: out.live.all, Reserved: store.Hosts(c.Etcd.Endpoints), Log: log.Named("api"),
+		Own: func() []state.Fault { return c.expiring(time.Now()) },
+	})
 	protocols := &http.Protocols{}
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(true)
@@ -91,6 +94,7 @@ func (c *Coordinator) Run(ctx context.Context) error {
 	g.Go(func() error { return c.api.Run(ctx) })
 	g.Go(func() error { return c.live.run(ctx) })
 	g.Go(func() error { return c.trim(ctx) })
+	g.Go(func() error { return c.watchCertificates(ctx) })
 	g.Go(func() error {
 		c.log.Info("serves", zap.Stringer("address", c.Address()), zap.Bool("tls", c.server.TLSConfig != nil))
 		var err error

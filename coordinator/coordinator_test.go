@@ -656,7 +656,6 @@ func TestHTTP(t *testing.T) {
 		}
 		return answer.StatusCode, string(text)
 	}
-	const service = "/medway.v1.Coordinator/"
 	code, text := ask("POST", service+"GetState", "{}")
 	var all struct{ Revision string }
 	if err := json.Unmarshal([]byte(text), &all); code != 200 || err != nil || all.Revision == "" {
@@ -718,15 +717,19 @@ func TestBeforeEtcd(t *testing.T) {
 func TestWatch(t *testing.T) {
 	w := newWorld(t)
 	token := w.allow(Permission{Name: "alice", Role: "viewer"})
-	const readers = 1000
+	const readers, each = 1000, 100 // as many as a name may have
 	ctx, cancel := context.WithCancel(w.context())
 	defer cancel()
 	begun, told := make(chan error, readers), make(chan error, readers)
 	var all sync.WaitGroup
-	client := w.with(token, connect.WithGRPC()) // many streams on one connection
-	for range readers {
+	var client medwayv1connect.CoordinatorClient
+	for i := range readers {
+		if i%each == 0 {
+			client = w.with(w.allow(Permission{Name: fmt.Sprint("reader-", i), Role: "viewer"}), connect.WithGRPC()) // many streams on one connection
+		}
+		of := client
 		all.Go(func() {
-			stream, err := client.Watch(ctx, connect.NewRequest(&medwayv1.WatchRequest{}))
+			stream, err := of.Watch(ctx, connect.NewRequest(&medwayv1.WatchRequest{}))
 			if err == nil && !stream.Receive() {
 				err = stream.Err()
 			}

@@ -18,7 +18,7 @@ const (
 
 // trim keeps the history as small as the file says, until ctx ends.
 func (c *Coordinator) trim(ctx context.Context) error {
-	wait := trimPause
+	trimming, wait := c.config.History.trimming(), trimPause
 	for {
 		select {
 		case <-ctx.Done():
@@ -26,7 +26,7 @@ func (c *Coordinator) trim(ctx context.Context) error {
 		case <-time.After(wait):
 		}
 		limited, cancel := context.WithTimeout(ctx, time.Minute)
-		deleted, err := c.trimming.Once(limited, c.client, time.Now())
+		deleted, err := trimming.Once(limited, c.client, time.Now())
 		cancel()
 		wait = trimInterval
 		switch {

@@ -236,19 +236,33 @@ func writeNew(file, kind string, der []byte, mode fs.FileMode) error {
 
 // ReadCertificate reads the first certificate of a PEM file.
 func ReadCertificate(file string) (*x509.Certificate, error) {
+	all, err := ReadCertificates(file)
+	if err != nil {
+		return nil, err
+	}
+	return all[0], nil
+}
+
+// ReadCertificates reads all certificates of a PEM file, and at least one.
+func ReadCertificates(file string) (all []*x509.Certificate, err error) {
 	text, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
 	}
-	block, _ := pem.Decode(text)
-	if block == nil || block.Type != "CERTIFICATE" {
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type != "CERTIFICATE" {
+			break
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", file, err)
+		}
+		all = append(all, cert)
+	}
+	if len(all) == 0 {
 		return nil, fmt.Errorf("%s: expected a certificate in PEM", file)
 	}
-	cert, err := x509.ParseCertificate(block.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", file, err)
-	}
-	return cert, nil
+	return all, nil
 }
 
 func readKey(file string) (*ecdsa.PrivateKey, error) {

@@ -114,6 +114,9 @@ func (s *Server) bearer(r *http.Request, header string) (auth.Identity, error) {
 			return auth.Identity{}, limited
 		}
 		s.limiter.Failed(from.Addr(), s.now())
+		if !known { // whatever it is, part of a secret perhaps that was pasted wrongly
+			name = "(unknown)"
+		}
 		s.log.Warn("a login failed", zap.Stringer("from", from.Addr()), zap.String("name", state.Line(name)))
 		return auth.Identity{}, errUnknown
 	}

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"slices"
 	"strings"
 
 	"connectrpc.com/connect"
@@ -37,7 +38,10 @@ func (s *Server) GetState(ctx context.Context, _ *connect.Request[medwayv1.GetSt
 	if s.config.Live != nil {
 		out.Live = s.config.Live()
 	}
-	faults := have.Faults
+	faults := slices.Clone(have.Faults)
+	if s.config.Own != nil {
+		faults = append(faults, s.config.Own()...)
+	}
 	fault := func(key string, err error) {
 		faults = append(faults, state.Fault{Key: state.Printable(key), Reason: err.Error()})
 	}
