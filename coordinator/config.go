@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/url"
-	"os"
 	"strconv"
 	"strings"
 
@@ -61,24 +60,9 @@ type Etcd struct {
 // LoadConfig reads and checks a file. All that is wrong is said at once, each with its
 // line.
 func LoadConfig(path string) (Config, error) {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return Config{}, err
-	}
 	c := Config{Listen: defaultListen, History: History{PerVIP: 1000, Days: 400}}
-	documents, err := yamlfile.Parse(path, text)
-	switch {
-	case err != nil:
-		return c, err
-	case len(documents) == 0:
-		return c, fmt.Errorf("%s: empty: %w", path, c.Validate())
-	case len(documents) > 1:
-		return c, fmt.Errorf("%s: a second document: expected one", documents[1].Place(""))
-	}
-	if err := documents[0].Decode(&c); err != nil {
-		return c, err
-	}
-	return c, documents[0].Locate(c.Validate(), "")
+	err := yamlfile.Load(path, &c)
+	return c, err
 }
 
 // Validate checks everything that can be checked without touching the host, as

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"runtime/debug"
 	"strings"
 	"time"
 
@@ -141,12 +140,4 @@ func (c noHandshakes) Check(e zapcore.Entry, to *zapcore.CheckedEntry) *zapcore.
 		return to
 	}
 	return c.Core.Check(e, to)
-}
-
-// Version is that of this build.
-func Version() string {
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" && info.Main.Version != "(devel)" {
-		return info.Main.Version
-	}
-	return "unknown" // built without version control
 }

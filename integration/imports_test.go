@@ -31,6 +31,7 @@ var mayImport = map[string][]string{
 	"pkg/yamlfile":       {"pkg/state"},
 	"pkg/intent":         {"pkg/state", "pkg/store", "pkg/yamlfile"},
 	"pkg/pki":            {},
+	"pkg/daemon":         {},
 
 	"agent":                      {"pkg/...", "agent/internal/..."},
 	"agent/internal/sysctl":      {"pkg/plan", "pkg/reconcile"},
@@ -43,7 +44,7 @@ var mayImport = map[string][]string{
 	"agent/internal/local":       {"pkg/state", "proto/..."},
 	"agent/internal/telemetry":   {"pkg/state", "proto/..."},
 	"agent/internal/link/nstest": {},
-	"agent/cmd/medway-agent":     {"agent", "agent/internal/local"},
+	"agent/cmd/medway-agent":     {"agent", "agent/internal/local", "pkg/daemon"},
 
 	"coordinator":                        {"pkg/...", "coordinator/internal/...", "proto/..."},
 	"coordinator/internal/auth":          {},
@@ -51,7 +52,7 @@ var mayImport = map[string][]string{
 	"coordinator/internal/switchover":    {"coordinator/internal/operation", "pkg/state", "pkg/store", "pkg/plan", "proto/..."},
 	"coordinator/internal/operation":     {"pkg/state", "pkg/store", "pkg/plan", "pkg/reconcile", "pkg/intent", "proto/..."},
 	"coordinator/internal/api":           {"coordinator/internal/...", "pkg/state", "pkg/store", "pkg/plan", "pkg/intent", "proto/..."},
-	"coordinator/cmd/medway-coordinator": {"coordinator"},
+	"coordinator/cmd/medway-coordinator": {"coordinator", "pkg/daemon"},
 	"coordinator/cmd/medwayctl":          {"coordinator", "proto/..."},
 
 	"integration/...": {"..."},

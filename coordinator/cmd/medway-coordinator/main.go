@@ -11,10 +11,9 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
 
 	"github.com/medway-lb/medway/coordinator"
+	"github.com/medway-lb/medway/pkg/daemon"
 )
 
 func main() {
@@ -39,7 +38,7 @@ func command() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "medway-coordinator",
 		Short:         "The management server: the API, and planned switchovers",
-		Version:       coordinator.Version(),
+		Version:       daemon.Version(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
@@ -70,7 +69,7 @@ carried on by another one, or by the next one here.`,
 				fmt.Fprintf(cmd.OutOrStdout(), "%s is good\n", *config)
 				return nil
 			}
-			log, err := logger(level, format)
+			log, err := daemon.Logger(level, format)
 			if err != nil {
 				return err
 			}
@@ -192,24 +191,4 @@ func revoke(config *string) *cobra.Command {
 // completeWith offers a flag's values to the shell.
 func completeWith(cmd *cobra.Command, flag string, values ...string) {
 	_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
-}
-
-func logger(level, format string) (*zap.Logger, error) {
-	parsed, err := zap.ParseAtomicLevel(level)
-	if err != nil {
-		return nil, fmt.Errorf("flag --log-level: value %q: expected debug, info, warn or error", level)
-	}
-	c := zap.NewProductionConfig()
-	c.Level, c.Sampling, c.DisableCaller, c.DisableStacktrace = parsed, nil, true, true
-	c.EncoderConfig.EncodeTime = zapcore.TimeEncoderOfLayout("2006-01-02T15:04:05.000Z07:00")
-	switch format {
-	case "json":
-	case "console":
-		c.Encoding = "console"
-		c.EncoderConfig.ConsoleSeparator = " "
-		c.EncoderConfig.EncodeLevel = zapcore.CapitalLevelEncoder
-	default:
-		return nil, fmt.Errorf("flag --log-format: value %q: expected console or json", format)
-	}
-	return c.Build()
 }
