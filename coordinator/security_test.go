@@ -309,9 +309,7 @@ func TestSlowClients(t *testing.T) {
 // before its end, and a renewed one is taken at the next handshake.
 func TestCertificatesEnd(t *testing.T) {
 	w := newWorld(t)
-	if _, err := Allow(w.context(), w.config, Permission{Name: "dave", Role: "viewer"}); err != nil {
-		t.Fatal(err)
-	}
+	w.grant(Permission{Name: "dave", Role: "viewer"})
 	if err := w.authority.Client("dave", 4*time.Second); err != nil {
 		t.Fatal(err)
 	}
