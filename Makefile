@@ -22,7 +22,7 @@ build: ## Build all programs into bin/
 	@echo "[build] agent, tools, lab (the first time takes minutes)"
 	@$(BUILD) -o bin/medway-agent ./agent/cmd/medway-agent
 	@# Another build, which the tests upgrade to.
-	@$(BUILD) -ldflags "-X github.com/medway-lb/medway/agent.version=v0.0.0-other" -o bin/medway-agent-other ./agent/cmd/medway-agent
+	@$(BUILD) -ldflags "-X github.com/medway-lb/medway/pkg/daemon.version=v0.0.0-other" -o bin/medway-agent-other ./agent/cmd/medway-agent
 	@$(BUILD) -o bin/medway-coordinator ./coordinator/cmd/medway-coordinator
 	@$(BUILD) -o bin/medwayctl ./coordinator/cmd/medwayctl
 	@$(BUILD) -o bin/medway-lab ./integration/lab/cmd/medway-lab

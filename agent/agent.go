@@ -19,6 +19,7 @@ import (
 	"github.com/medway-lb/medway/agent/internal/lease"
 	"github.com/medway-lb/medway/agent/internal/local"
 	"github.com/medway-lb/medway/agent/internal/telemetry"
+	"github.com/medway-lb/medway/pkg/daemon"
 	"github.com/medway-lb/medway/pkg/plan"
 	"github.com/medway-lb/medway/pkg/reconcile"
 	"github.com/medway-lb/medway/pkg/state"
@@ -229,7 +230,7 @@ func (a *Agent) Close() {
 // handed over to them, routers that know graceful restart keep the other routes
 // while the next agent starts, and the kernel keeps its state.
 func (a *Agent) Run(ctx context.Context) error {
-	a.log.Info("agent starts", zap.String("version", Version()), zap.String("node", a.self.Name),
+	a.log.Info("agent starts", zap.String("version", daemon.Version()), zap.String("node", a.self.Name),
 		zap.String("site", a.self.Site), zap.String("group", a.self.Group))
 	a.preload()
 	a.loadWithdrawals()

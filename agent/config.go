@@ -131,24 +131,9 @@ const (
 // LoadConfig reads and checks the agent's file. Its errors name file, line and
 // column of each field that is wrong.
 func LoadConfig(path string) (Config, error) {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return Config{}, err
-	}
 	c := Config{LeaseTTL: 5 * time.Second, StateDir: defaultStateDir}
-	documents, err := yamlfile.Parse(path, text)
-	switch {
-	case err != nil:
-		return c, err
-	case len(documents) == 0:
-		return c, fmt.Errorf("%s: empty: %w", path, c.Validate())
-	case len(documents) > 1:
-		return c, fmt.Errorf("%s: a second document: expected one", documents[1].Place(""))
-	}
-	if err := documents[0].Decode(&c); err != nil {
-		return c, err
-	}
-	return c, documents[0].Locate(c.Validate(), "")
+	err := yamlfile.Load(path, &c)
+	return c, err
 }
 
 // Validate checks everything that can be checked without touching the host.

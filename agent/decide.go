@@ -12,6 +12,7 @@ import (
 
 	"github.com/medway-lb/medway/agent/internal/arp"
 	"github.com/medway-lb/medway/agent/internal/lease"
+	"github.com/medway-lb/medway/pkg/daemon"
 	"github.com/medway-lb/medway/pkg/plan"
 	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
@@ -455,7 +456,7 @@ func (a *Agent) node(s *state.Snapshot) *medwayv1.Node {
 	return &medwayv1.Node{
 		MachineId: a.machineID, Site: a.self.Site, Group: a.self.Group,
 		Ipv4: textOf(a.self.IPv4), Ipv6: textOf(plan.PublishedIPv6(s, a.self)),
-		SyncAddress: plan.SyncAddress(a.self.Name).String(), Version: Version(), Schema: state.Schema,
+		SyncAddress: plan.SyncAddress(a.self.Name).String(), Version: daemon.Version(), Schema: state.Schema,
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"strings"
 	"sync"
 
@@ -15,22 +14,6 @@ import (
 
 	"github.com/medway-lb/medway/pkg/store"
 )
-
-// version is set by who builds a package without version control:
-// -ldflags "-X github.com/medway-lb/medway/agent.version=v1.2.3".
-var version string
-
-// Version is the version of this build: what the linker was told, the tag, or else the time and hash of the
-// commit that it was built from, with "+dirty" where that is not all of it.
-func Version() string {
-	if version != "" {
-		return version
-	}
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" && info.Main.Version != "(devel)" {
-		return info.Main.Version
-	}
-	return "unknown" // built without version control
-}
 
 // machineID tells this host from any other: /etc/machine-id, or where there is
 // none (a container) a random word that is kept in dir.

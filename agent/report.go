@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/medway-lb/medway/pkg/daemon"
 	"github.com/medway-lb/medway/pkg/plan"
 	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
@@ -49,7 +50,7 @@ func (d *decider) publish(now view) {
 	s := now.snapshot
 	with := d.withLeaving(s)
 	node := &medwayv1.Status{
-		Node: d.self.Name, Site: d.self.Site, Version: Version(), Revision: s.Revision, Since: d.started.UTC().Format(time.RFC3339),
+		Node: d.self.Name, Site: d.self.Site, Version: daemon.Version(), Revision: s.Revision, Since: d.started.UTC().Format(time.RFC3339),
 	}
 	if now.from == disk {
 		node.FromDisk = now.saved.UTC().Format(time.RFC3339)

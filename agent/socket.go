@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/medway-lb/medway/agent/internal/local"
+	"github.com/medway-lb/medway/pkg/daemon"
 	"github.com/medway-lb/medway/pkg/state"
 
 	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
@@ -18,7 +19,7 @@ type localAgent struct{ *Agent }
 func (a localAgent) Status(ctx context.Context) (local.Status, error) {
 	node := a.statusNow()
 	if node == nil {
-		node = a.withLive(&medwayv1.Status{Node: a.self.Name, Site: a.self.Site, Version: Version(), Faults: a.diskFaults(a.view())})
+		node = a.withLive(&medwayv1.Status{Node: a.self.Name, Site: a.self.Site, Version: daemon.Version(), Faults: a.diskFaults(a.view())})
 	} else {
 		a.count(ctx, node)
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/medway-lb/medway/agent/internal/telemetry"
+	"github.com/medway-lb/medway/pkg/daemon"
 	"github.com/medway-lb/medway/pkg/plan"
 	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
@@ -93,7 +94,7 @@ type told struct{ *Agent }
 func (a told) Live(ctx context.Context) *medwayv1.Live {
 	live := &medwayv1.Live{At: time.Now().UTC().Format(time.RFC3339Nano), Status: a.statusNow()}
 	if live.Status == nil {
-		live.Status = a.withLive(&medwayv1.Status{Node: a.self.Name, Site: a.self.Site, Version: Version()})
+		live.Status = a.withLive(&medwayv1.Status{Node: a.self.Name, Site: a.self.Site, Version: daemon.Version()})
 	} else {
 		counts := a.count(ctx, live.Status)
 		live.Backends = backendsOf(a.view().snapshot, counts)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/url"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,6 +15,8 @@ import (
 	"github.com/medway-lb/medway/pkg/yamlfile"
 )
 
+const defaultListen = ":9443"
+
 // Config is the coordinator's own file.
 type Config struct {
 	// Listen is where the API is served, "host:port". Default ":9443".
@@ -23,8 +24,21 @@ type Config struct {
 	TLS    TLS    `yaml:"tls"`
 	Etcd   Etcd   `yaml:"etcd"`
 	// Verify is what VIPs are asked when they have moved. Default "sip".
-	Verify Verify `yaml:"verify"`
+	Verify  Verify  `yaml:"verify"`
+	History History `yaml:"history"`
 }
+
+// History says how much of it stays in etcd.
+type History struct {
+	// PerVIP is how many events of a VIP stay, and of what concerns all. Default 1000;
+	// 0: all.
+	PerVIP int `yaml:"per_vip"`
+	// Days is how old an event may be. Default 400; 0: as old as it is.
+	Days int `yaml:"days"`
+}
+
+// maxKept bounds both: more than anybody reads, and less than a duration can hold.
+const maxKept = 100000
 
 // TLS is what the API is served with. It is required unless Insecure says otherwise.
 type TLS struct {
@@ -49,24 +63,9 @@ type Etcd struct {
 // LoadConfig reads and checks a file. All that is wrong is said at once, each with its
 // line.
 func LoadConfig(path string) (Config, error) {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return Config{}, err
-	}
-	c := Config{Listen: ":9443", Verify: VerifySIP}
-	documents, err := yamlfile.Parse(path, text)
-	switch {
-	case err != nil:
-		return c, err
-	case len(documents) == 0:
-		return c, fmt.Errorf("%s: empty: %w", path, c.Validate())
-	case len(documents) > 1:
-		return c, fmt.Errorf("%s: a second document: expected one", documents[1].Place(""))
-	}
-	if err := documents[0].Decode(&c); err != nil {
-		return c, err
-	}
-	return c, documents[0].Locate(c.Validate(), "")
+	c := Config{Listen: defaultListen, Verify: VerifySIP, History: History{PerVIP: 1000, Days: 400}}
+	err := yamlfile.Load(path, &c)
+	return c, err
 }
 
 // Validate checks everything that can be checked without touching the host, as
@@ -107,6 +106,11 @@ func (c Config) Validate() error {
 	}
 	if (c.Etcd.Cert == "") != (c.Etcd.Key == "") {
 		wrong("etcd.cert", c.Etcd.Cert, "etcd.cert and etcd.key, or none of the two")
+	}
+	for field, n := range map[string]int{"history.per_vip": c.History.PerVIP, "history.days": c.History.Days} {
+		if n < 0 || n > maxKept {
+			wrong(field, strconv.Itoa(n), fmt.Sprintf("0 to %d", maxKept))
+		}
 	}
 	return errors.Join(errs...)
 }

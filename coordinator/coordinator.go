@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"runtime/debug"
 	"strings"
 	"time"
 
@@ -19,6 +18,7 @@ import (
 
 	"github.com/medway-lb/medway/coordinator/internal/api"
 	"github.com/medway-lb/medway/coordinator/internal/switchover"
+	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
 )
 
@@ -37,6 +37,7 @@ type Coordinator struct {
 	engine   *switchover.Engine
 	api      *api.Server
 	live     *live
+	config   Config
 }
 
 // New makes a coordinator that listens already. It does not wait for etcd.
@@ -54,13 +55,16 @@ func New(c Config, log *zap.Logger) (*Coordinator, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := &Coordinator{log: log, client: client, live: newLive(client, c, log.Named("live"))}
+	out := &Coordinator{log: log, client: client, live: newLive(client, c, log.Named("live")), config: c}
 	engine := switchover.Config{Store: client, Log: log.Named("switchover"), Live: out.live.all}
 	if c.Verify != VerifyOff {
 		engine.Probe = c.Verify.ask
 	}
 	out.engine = switchover.New(engine)
-	out.api = api.New(api.Config{Store: client, Engine: out.engine, Live: out.live.all, Reserved: store.Hosts(c.Etcd.Endpoints), Log: log.Named("api")})
+	out.api = api.New(api.Config{
+		Store: client, Engine: out.engine, Live: out.live.all, Reserved: store.Hosts(c.Etcd.Endpoints), Log: log.Named("api"),
+		Own: func() []state.Fault { return c.expiring(time.Now()) },
+	})
 	protocols := &http.Protocols{}
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(true)
@@ -92,6 +96,8 @@ func (c *Coordinator) Run(ctx context.Context) error {
 	g.Go(func() error { return c.engine.Run(ctx) })
 	g.Go(func() error { return c.api.Run(ctx) })
 	g.Go(func() error { return c.live.run(ctx) })
+	g.Go(func() error { return c.trim(ctx) })
+	g.Go(func() error { return c.watchCertificates(ctx) })
 	g.Go(func() error {
 		c.log.Info("serves", zap.Stringer("address", c.Address()), zap.Bool("tls", c.server.TLSConfig != nil))
 		var err error
@@ -138,12 +144,4 @@ func (c noHandshakes) Check(e zapcore.Entry, to *zapcore.CheckedEntry) *zapcore.
 		return to
 	}
 	return c.Core.Check(e, to)
-}
-
-// Version is that of this build.
-func Version() string {
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" && info.Main.Version != "(devel)" {
-		return info.Main.Version
-	}
-	return "unknown" // built without version control
 }

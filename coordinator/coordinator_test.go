@@ -121,6 +121,11 @@ func (w *world) context() context.Context {
 // until waits for something that must happen.
 func (w *world) until(what string, happened func() error) {
 	w.t.Helper()
+	until(w.t, what, happened)
+}
+
+func until(t *testing.T, what string, happened func() error) {
+	t.Helper()
 	deadline := time.Now().Add(patience)
 	for {
 		err := happened()
@@ -128,7 +133,7 @@ func (w *world) until(what string, happened func() error) {
 			return
 		}
 		if time.Now().After(deadline) {
-			w.t.Fatalf("waited in vain until %s: %v", what, err)
+			t.Fatalf("waited in vain until %s: %v", what, err)
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
@@ -189,15 +194,22 @@ func (w *world) with(token string, options ...connect.ClientOption) medwayv1conn
 func (w *world) allow(p Permission) (token string) {
 	w.t.Helper()
 	p.Token = true
-	token, err := Allow(w.context(), w.config, p)
-	if err != nil {
-		w.t.Fatal(err)
-	}
+	token = w.grant(p)
 	w.until(p.Name+" is known", func() error {
 		_, err := w.with(token).GetHistory(w.context(), connect.NewRequest(&medwayv1.GetHistoryRequest{}))
 		if connect.CodeOf(err) == connect.CodePermissionDenied { // a backend reads nothing
 			return nil
 		}
+		return err
+	})
+	return token
+}
+
+// grant is what an operator does: where etcd did not answer in time, the same again.
+func (w *world) grant(p Permission) (token string) {
+	w.t.Helper()
+	w.until(p.Name+" is granted", func() (err error) {
+		token, err = Allow(w.context(), w.config, p)
 		return err
 	})
 	return token
@@ -224,12 +236,17 @@ func (w *world) refused(what string, code connect.Code, words string, do func() 
 	after := w.stored()
 	for key, value := range after {
 		was, there := before[key]
+		if was == value {
+			continue
+		}
 		if there && strings.HasPrefix(key, state.SwitchoverPrefix) {
 			continue // one that is under way goes on
 		}
-		if was != value {
-			w.t.Errorf("%s: %s was written: %s", what, key, value)
+		if strings.HasPrefix(key, state.HistoryPrefix) && strings.Contains(value, `"result":"refused, nothing was written: `) {
+			delete(after, key) // that is what the history is for
+			continue
 		}
+		w.t.Errorf("%s: %s was written: %s", what, key, value)
 	}
 	if len(after) != len(before) {
 		w.t.Errorf("%s: %d keys, before %d", what, len(after), len(before))
@@ -386,8 +403,12 @@ func (w *world) operate(c medwayv1connect.CoordinatorClient) {
 	var done []string
 	for _, e := range history.Msg.Events {
 		done = append(done, fmt.Sprintf("%s by %s for %q", e.Event.What, e.Event.By, e.Event.Reason))
+		if of := e.Event.FromAddress; of != "127.0.0.1" && e.Event.By == "alice" {
+			t.Errorf("%s is from %q", e.Event.What, of)
+		}
 	}
 	want := []string{
+		`grant alice: admin, with a token by ` + whoami() + ` for ""`,
 		`apply Pool sbc, Backend sbc/b1, VIP sip-1 by alice for ""`, `apply Backend sbc/b1 by alice for ""`,
 		`unlock by alice for "night work"`, `pause by alice for "night work"`, `resume by alice for "night work"`,
 		`drain n1 by alice for "new kernel"`, `undrain n1 by alice for "new kernel"`,
@@ -410,7 +431,7 @@ func (w *world) operate(c medwayv1connect.CoordinatorClient) {
 		}
 		return err
 	})
-	w.refused("another site", connect.CodeInvalidArgument, "field to: value", func() error {
+	w.refused("another site", connect.CodeNotFound, "field to: value", func() error {
 		_, err := c.Switch(ctx, connect.NewRequest(&medwayv1.SwitchRequest{Vip: "sip-1", From: "dc1", To: "dc3"}))
 		if f := detailOf[*medwayv1.FieldViolation](err); f == nil || f.Field != "to" {
 			t.Errorf("details of %v: %v", err, f)
@@ -547,9 +568,7 @@ func TestWhoMayDoWhat(t *testing.T) {
 	}
 	dave := medwayv1connect.NewCoordinatorClient(w.http(pair), w.url)
 	w.refused("a certificate without a grant", connect.CodePermissionDenied, `there is no grant for the certificate's name, "dave"`, func() error { return unlock(dave) })
-	if _, err := Allow(ctx, w.config, Permission{Name: "dave", Role: "operator"}); err != nil {
-		t.Fatal(err)
-	}
+	w.grant(Permission{Name: "dave", Role: "operator"})
 	w.until("dave's grant is in force", func() error { return read(dave) })
 	if err := unlock(dave); err != nil {
 		t.Error(err)
@@ -665,7 +684,6 @@ func TestHTTP(t *testing.T) {
 		}
 		return answer.StatusCode, string(text)
 	}
-	const service = "/medway.v1.Coordinator/"
 	code, text := ask("POST", service+"GetState", "{}")
 	var all struct{ Revision string }
 	if err := json.Unmarshal([]byte(text), &all); code != 200 || err != nil || all.Revision == "" {
@@ -706,7 +724,7 @@ func TestApplyMany(t *testing.T) {
 	if out, err := c.Apply(w.context(), apply(text)); err != nil || len(out.Msg.Changes) != 303 || out.Msg.Revision == 0 {
 		t.Fatalf("%v", err)
 	}
-	if n := len(w.stored()); n != 303+1 { // and one event
+	if n := len(w.stored()); n != 303+2 { // and the events of this and of the grant
 		t.Errorf("%d keys", n)
 	}
 }
@@ -727,15 +745,19 @@ func TestBeforeEtcd(t *testing.T) {
 func TestWatch(t *testing.T) {
 	w := newWorld(t)
 	token := w.allow(Permission{Name: "alice", Role: "viewer"})
-	const readers = 1000
+	const readers, each = 1000, 100 // as many as a name may have
 	ctx, cancel := context.WithCancel(w.context())
 	defer cancel()
 	begun, told := make(chan error, readers), make(chan error, readers)
 	var all sync.WaitGroup
-	client := w.with(token, connect.WithGRPC()) // many streams on one connection
-	for range readers {
+	var client medwayv1connect.CoordinatorClient
+	for i := range readers {
+		if i%each == 0 {
+			client = w.with(w.allow(Permission{Name: fmt.Sprint("reader-", i), Role: "viewer"}), connect.WithGRPC()) // many streams on one connection
+		}
+		of := client
 		all.Go(func() {
-			stream, err := client.Watch(ctx, connect.NewRequest(&medwayv1.WatchRequest{}))
+			stream, err := of.Watch(ctx, connect.NewRequest(&medwayv1.WatchRequest{}))
 			if err == nil && !stream.Receive() {
 				err = stream.Err()
 			}
@@ -802,7 +824,7 @@ func TestPage(t *testing.T) {
 	if err := os.WriteFile(path, []byte(config), 0o600); err != nil || !ok {
 		t.Fatal(ok, err)
 	}
-	if c, err := LoadConfig(path); err != nil || c.Listen != ":9443" || c.Verify != VerifySIP || c.TLS.ClientCA == "" || len(c.Etcd.Endpoints) != 3 {
+	if c, err := LoadConfig(path); err != nil || c.Listen != ":9443" || c.Verify != VerifySIP || c.TLS.ClientCA == "" || len(c.Etcd.Endpoints) != 3 || c.History != (History{PerVIP: 1000, Days: 400}) {
 		t.Errorf("%+v, %v", c, err)
 	}
 	methods := medwayv1.File_medway_v1_api_proto.Services().ByName("Coordinator").Methods()
@@ -837,6 +859,7 @@ func TestConfigIsChecked(t *testing.T) {
 		{"etcd: {endpoints: [\"https://127.0.0.1:2379\"]}\n", "field tls.cert: missing: expected a file, or tls.insecure: true"},
 		{"listen: 9443\netcd: {endpoints: [\"https://127.0.0.1:2379\"]}\ntls: {insecure: true}\n", `:1:1: field listen: value "9443"`},
 		{"verify: no\netcd: {endpoints: [\"https://127.0.0.1:2379\"]}\ntls: {insecure: true}\n", `:1:1: field verify: value "no": expected "sip", "connect" or "off"`},
+		{"history: {days: -1}\netcd: {endpoints: [\"https://127.0.0.1:2379\"]}\ntls: {insecure: true}\n", `:1:11: field history.days: value "-1": expected 0 to 100000`},
 		{"listne: \":1\"\n", ":1:1: field listne: unknown"},
 		{"etcd: {endpoints: [\"https://127.0.0.1:2379\"], cert: x}\ntls: {insecure: true}\n", "field etcd.cert: value \"x\": expected etcd.cert and etcd.key"},
 		{"etcd: {endpoints: [\"https://127.0.0.1:2379\"]}\ntls: {insecure: true}\n---\n{}\n", ":4:1: a second document"},

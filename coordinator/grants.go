@@ -14,6 +14,8 @@ import (
 	"github.com/medway-lb/medway/coordinator/internal/auth"
 	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
+
+	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
 )
 
 // grantTime bounds the write of a grant.
@@ -48,14 +50,28 @@ func (p Permission) check() error {
 // Allow writes a grant to etcd, in place of one that there is, and returns the token,
 // which is kept nowhere; "" where none was wanted.
 func Allow(ctx context.Context, c Config, p Permission) (token string, err error) {
+	return c.allow(ctx, p, func(bool) error { return nil })
+}
+
+// errGranted says that a name has a grant already.
+var errGranted = errors.New("there is a grant already")
+
+// allowNew is [Allow] of a name that has no grant, else it returns errGranted.
+func allowNew(ctx context.Context, c Config, p Permission) (token string, err error) {
+	return c.allow(ctx, p, func(there bool) error {
+		if there {
+			return errGranted
+		}
+		return nil
+	})
+}
+
+func (c Config) allow(ctx context.Context, p Permission, unless func(there bool) error) (token string, err error) {
 	if err := p.check(); err != nil {
 		return "", err
 	}
 	now := time.Now()
-	g := auth.Grant{Role: auth.Role(p.Role), VIPs: slices.Clone(p.VIPs), By: "medway-coordinator grant", Since: now.UTC()}
-	if u, err := user.Current(); err == nil {
-		g.By = u.Username
-	}
+	g := auth.Grant{Role: auth.Role(p.Role), VIPs: slices.Clone(p.VIPs), By: whoami(), Since: now.UTC()}
 	if p.Valid > 0 {
 		end := now.Add(p.Valid).UTC()
 		g.Expires = &end
@@ -70,7 +86,7 @@ func Allow(ctx context.Context, c Config, p Permission) (token string, err error
 	if err != nil {
 		return "", err
 	}
-	return token, c.write(ctx, []store.Put{{Key: state.GrantPrefix + p.Name, Value: value}}, nil)
+	return token, c.writeGrant(ctx, p.Name, value, g.String(), unless)
 }
 
 // Revoke deletes a grant.
@@ -78,34 +94,79 @@ func Revoke(ctx context.Context, c Config, name string) error {
 	if err := (Permission{Name: name}).check(); err != nil {
 		return err
 	}
-	return c.write(ctx, nil, []string{state.GrantPrefix + name})
+	return c.writeGrant(ctx, name, nil, "", func(there bool) error {
+		if !there {
+			return fmt.Errorf("there is no grant for %s", state.Quote(name))
+		}
+		return nil
+	})
 }
 
-// write writes to etcd. A grant that is deleted must be there.
-func (c Config) write(ctx context.Context, puts []store.Put, deletes []string) error {
-	etcd, err := c.Etcd.store()
+// whoami is this user, for the history.
+func whoami() string {
+	u, err := user.Current()
 	if err != nil {
-		return err
+		return "medway-coordinator grant"
 	}
-	client, err := store.Open(etcd)
+	return state.Line(u.Username)
+}
+
+// writeGrant writes a grant, or with nil deletes it, if the one that is there allows
+// it, and tells the history.
+func (c Config) writeGrant(ctx context.Context, name string, value []byte, words string, unless func(there bool) error) error {
+	client, err := c.open()
 	if err != nil {
 		return err
 	}
 	defer client.Close()
 	ctx, cancel := context.WithTimeout(ctx, grantTime)
 	defer cancel()
-	for _, key := range deletes {
-		if _, found, err := client.Get(ctx, key); err != nil {
-			return err
-		} else if !found {
-			return fmt.Errorf("there is no grant for %s", state.Quote(strings.TrimPrefix(key, state.GrantPrefix)))
-		}
+	key := state.GrantPrefix + name
+	was, there, err := client.Get(ctx, key)
+	if err != nil {
+		return err
 	}
-	_, _, err = client.Commit(ctx, nil, puts, deletes)
-	if err != nil && !errors.Is(err, store.ErrRefused) {
+	if err := unless(there); err != nil {
+		return err
+	}
+	event := &medwayv1.Event{What: "revoke " + name, By: whoami()}
+	var puts []store.Put
+	var deletes []string
+	if value == nil {
+		deletes = append(deletes, key)
+	} else {
+		event.What = "grant " + name + ": " + words
+		puts = append(puts, store.Put{Key: key, Value: value})
+	}
+	eventKey, eventValue := state.EncodeEvent("", time.Now(), event)
+	puts = append(puts, store.Put{Key: eventKey, Value: eventValue})
+	committed, _, err := client.Commit(ctx, []store.Guard{{Key: key, ModRevision: was.ModRevision}, {Key: eventKey}}, puts, deletes)
+	switch {
+	case err != nil && !errors.Is(err, store.ErrRefused):
 		return fmt.Errorf("it is not known whether this was written: %w", err)
+	case err == nil && !committed:
+		return fmt.Errorf("nothing was written: somebody else changed the grant of %s at the same time", state.Quote(name))
 	}
 	return err
+}
+
+// granted tells whether a name has a grant.
+func (c Config) granted(ctx context.Context, name string) (there bool, err error) {
+	client, err := c.open()
+	if err != nil {
+		return false, err
+	}
+	defer client.Close()
+	_, there, err = client.Get(ctx, state.GrantPrefix+name)
+	return there, err
+}
+
+func (c Config) open() (*store.Client, error) {
+	etcd, err := c.Etcd.store()
+	if err != nil {
+		return nil, err
+	}
+	return store.Open(etcd)
 }
 
 // CheckFiles opens the files that the configuration names.

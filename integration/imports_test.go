@@ -32,6 +32,7 @@ var mayImport = map[string][]string{
 	"pkg/intent":         {"pkg/state", "pkg/store", "pkg/yamlfile"},
 	"pkg/pki":            {},
 	"pkg/probe":          {},
+	"pkg/daemon":         {},
 
 	"agent":                      {"pkg/...", "agent/internal/..."},
 	"agent/internal/sysctl":      {"pkg/plan", "pkg/reconcile"},
@@ -44,14 +45,15 @@ var mayImport = map[string][]string{
 	"agent/internal/local":       {"pkg/state", "proto/..."},
 	"agent/internal/telemetry":   {"pkg/state", "proto/..."},
 	"agent/internal/link/nstest": {},
-	"agent/cmd/medway-agent":     {"agent", "agent/internal/local"},
+	"agent/cmd/medway-agent":     {"agent", "agent/internal/local", "pkg/daemon"},
 
 	"coordinator":                        {"pkg/...", "coordinator/internal/...", "proto/..."},
 	"coordinator/internal/auth":          {},
 	"coordinator/internal/switchover":    {"coordinator/internal/operation", "pkg/state", "pkg/store", "pkg/plan", "pkg/probe", "proto/..."},
+	"coordinator/internal/access":        {"pkg/pki", "pkg/state", "pkg/store"},
 	"coordinator/internal/operation":     {"pkg/state", "pkg/store", "pkg/plan", "pkg/reconcile", "pkg/intent", "proto/..."},
 	"coordinator/internal/api":           {"coordinator/internal/...", "pkg/state", "pkg/store", "pkg/plan", "pkg/intent", "proto/..."},
-	"coordinator/cmd/medway-coordinator": {"coordinator"},
+	"coordinator/cmd/medway-coordinator": {"coordinator", "pkg/daemon"},
 	"coordinator/cmd/medwayctl":          {"coordinator", "proto/..."},
 
 	"integration/...": {"..."},
@@ -66,7 +68,7 @@ var exceptions = []struct{ from, to, reason string }{
 	{"coordinator/cmd/medwayctl", "pkg/store", "with --etcd, where no coordinator lives, it reads and writes etcd itself"},
 	{"coordinator/cmd/medwayctl", "pkg/plan", "with --etcd it looks itself which node could serve"},
 	{"coordinator/cmd/medwayctl", "coordinator/internal/operation", "with --etcd it does itself what the API does"},
-	{"coordinator/cmd/medwayctl", "pkg/pki", "etcd's certificates are made before there can be a coordinator"},
+	{"coordinator/cmd/medwayctl", "coordinator/internal/access", "etcd's certificates, users and roles are made before there can be a coordinator"},
 }
 
 // testsMayImport are what any test may use beyond its package's line.

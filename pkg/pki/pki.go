@@ -28,7 +28,9 @@ const (
 	// a client's certificate does not open the door for members.
 	PeerName = "medway-etcd-member"
 
-	authorityName  = "ca"
+	// AuthorityName is what the authority's own files are called.
+	AuthorityName = "ca"
+
 	authorityValid = 10 * 365 * 24 * time.Hour
 	// skew is how far a reader's clock may be behind: as far as a hardware clock in some
 	// zone's time, of which nobody told the system.
@@ -55,7 +57,7 @@ func Open(dir string) (a *Authority, made bool, err error) {
 	if err != nil {
 		return nil, false, err
 	}
-	_, file := a.Files(authorityName)
+	_, file := a.Files(AuthorityName)
 	if a.key, err = readKey(file); err != nil {
 		return nil, false, err
 	}
@@ -66,11 +68,14 @@ func Open(dir string) (a *Authority, made bool, err error) {
 }
 
 // CA is the file with the authority's certificate.
-func (a *Authority) CA() string { return filepath.Join(a.dir, authorityName+".pem") }
+func (a *Authority) CA() string { return filepath.Join(a.dir, AuthorityName+".pem") }
 
 // Files are where the certificate and the key of a name are, or would be.
-func (a *Authority) Files(name string) (cert, key string) {
-	return filepath.Join(a.dir, name+".pem"), filepath.Join(a.dir, name+".key")
+func (a *Authority) Files(name string) (cert, key string) { return Files(a.dir, name) }
+
+// Files are those of a name in an authority's directory.
+func Files(dir, name string) (cert, key string) {
+	return filepath.Join(dir, name+".pem"), filepath.Join(dir, name+".key")
 }
 
 // Signed tells whether a certificate is one of the authority's.
@@ -84,7 +89,7 @@ func (a *Authority) create() (err error) {
 	if a.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
 		return err
 	}
-	a.cert, err = a.sign(authorityName, template, template, a.key, authorityValid)
+	a.cert, err = a.sign(AuthorityName, template, template, a.key, authorityValid)
 	return err
 }
 
@@ -177,8 +182,8 @@ func AsNode(config *tls.Config, roots *x509.CertPool, node string) *tls.Config {
 
 // CheckName says whether files of a certificate can have the name.
 func CheckName(name string) error {
-	if name == authorityName || name == "" || name == "." || name == ".." || filepath.Base(name) != name {
-		return fmt.Errorf("name %q: expected one that can name a file, and not %q, the authority's own", name, authorityName)
+	if name == AuthorityName || name == "" || name == "." || name == ".." || filepath.Base(name) != name {
+		return fmt.Errorf("name %q: expected one that can name a file, and not %q, the authority's own", name, AuthorityName)
 	}
 	return nil
 }
@@ -231,19 +236,33 @@ func writeNew(file, kind string, der []byte, mode fs.FileMode) error {
 
 // ReadCertificate reads the first certificate of a PEM file.
 func ReadCertificate(file string) (*x509.Certificate, error) {
+	all, err := ReadCertificates(file)
+	if err != nil {
+		return nil, err
+	}
+	return all[0], nil
+}
+
+// ReadCertificates reads all certificates of a PEM file, and at least one.
+func ReadCertificates(file string) (all []*x509.Certificate, err error) {
 	text, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
 	}
-	block, _ := pem.Decode(text)
-	if block == nil || block.Type != "CERTIFICATE" {
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type != "CERTIFICATE" {
+			break
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", file, err)
+		}
+		all = append(all, cert)
+	}
+	if len(all) == 0 {
 		return nil, fmt.Errorf("%s: expected a certificate in PEM", file)
 	}
-	cert, err := x509.ParseCertificate(block.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", file, err)
-	}
-	return cert, nil
+	return all, nil
 }
 
 func readKey(file string) (*ecdsa.PrivateKey, error) {

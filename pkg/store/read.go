@@ -11,6 +11,7 @@ import (
 
 const (
 	pageKeys    = 200              // keys a page; values are small, but one may be 1 MB
+	keysOnly    = 5000             // keys a page without values
 	pageTimeout = 10 * time.Second // for one page
 )
 
@@ -61,6 +62,22 @@ func (c *Client) Whole(ctx context.Context, prefix string) (Update, error) {
 	return Update{Revision: l.revision, Cluster: l.cluster, Reset: true, Put: l.entries}, err
 }
 
+// Keys is [Client.List] without the values.
+func (c *Client) Keys(ctx context.Context, prefix string) ([]Entry, error) {
+	if err := checkPrefix(prefix); err != nil {
+		return nil, err
+	}
+	l, err := c.read(ctx, prefix, clientv3.GetPrefixRangeEnd(prefix), keysOnly, clientv3.WithKeysOnly())
+	return l.entries, err
+}
+
+// Between reads the keys from first to last, both among them, as they were at one
+// revision, sorted.
+func (c *Client) Between(ctx context.Context, first, last string) ([]Entry, error) {
+	l, err := c.read(ctx, first, last+"\x00", pageKeys)
+	return l.entries, err
+}
+
 // listing is a whole prefix at one revision.
 type listing struct {
 	entries  []Entry
@@ -68,19 +85,22 @@ type listing struct {
 	cluster  uint64
 }
 
-// list reads page after page. The first one fixes the revision of all: without
-// that a list would mix moments.
 func (c *Client) list(ctx context.Context, prefix string) (listing, error) {
+	return c.read(ctx, prefix, clientv3.GetPrefixRangeEnd(prefix), pageKeys)
+}
+
+// read reads the keys from one up to and without an end, page after page. The first one
+// fixes the revision of all: without that a list would mix moments.
+func (c *Client) read(ctx context.Context, from, end string, page int64, options ...clientv3.OpOption) (listing, error) {
 	etcd, err := c.conn(ctx)
 	if err != nil {
 		return listing{}, err
 	}
 	var l listing
-	end := clientv3.GetPrefixRangeEnd(prefix)
-	for key := prefix; ; {
-		page, err := getPage(ctx, etcd, key, end, l.revision)
+	for key := from; ; {
+		page, err := getPage(ctx, etcd, key, append(options[:len(options):len(options)], clientv3.WithRange(end), clientv3.WithLimit(page), clientv3.WithRev(l.revision)))
 		if err != nil {
-			return listing{}, c.classify("list "+prefix, err)
+			return listing{}, c.classify("list "+from, err)
 		}
 		if l.revision == 0 {
 			l.revision, l.cluster = page.Header.Revision, page.Header.ClusterId
@@ -95,10 +115,10 @@ func (c *Client) list(ctx context.Context, prefix string) (listing, error) {
 	}
 }
 
-func getPage(ctx context.Context, etcd *clientv3.Client, key, end string, revision int64) (*clientv3.GetResponse, error) {
+func getPage(ctx context.Context, etcd *clientv3.Client, key string, options []clientv3.OpOption) (*clientv3.GetResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, pageTimeout)
 	defer cancel()
-	return etcd.Get(ctx, key, clientv3.WithRange(end), clientv3.WithLimit(pageKeys), clientv3.WithRev(revision))
+	return etcd.Get(ctx, key, options...)
 }
 
 // pause is a jittered, growing wait between attempts.

@@ -4,6 +4,7 @@ import (
 	"encoding"
 	"fmt"
 	"net/netip"
+	"os"
 	"reflect"
 	"strconv"
 	"strings"
@@ -23,6 +24,29 @@ func (d Document) Decode(into any) error {
 		return nil
 	}
 	return d.Locate(errs, "")
+}
+
+// Load reads the one document of a file into a struct that has its defaults, as
+// [Document.Decode] does, and has it checked. All that is wrong is said at once, with
+// file, line and column.
+func Load(path string, into interface{ Validate() error }) error {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	documents, err := Parse(path, text)
+	switch {
+	case err != nil:
+		return err
+	case len(documents) == 0:
+		return fmt.Errorf("%s: empty: %w", path, into.Validate())
+	case len(documents) > 1:
+		return fmt.Errorf("%s: a second document: expected one", documents[1].Place(""))
+	}
+	if err := documents[0].Decode(into); err != nil {
+		return err
+	}
+	return documents[0].Locate(into.Validate(), "")
 }
 
 var durationType = reflect.TypeFor[time.Duration]()

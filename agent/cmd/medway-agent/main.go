@@ -10,11 +10,10 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
-	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
 
 	"github.com/medway-lb/medway/agent"
 	"github.com/medway-lb/medway/agent/internal/local"
+	"github.com/medway-lb/medway/pkg/daemon"
 )
 
 func main() {
@@ -39,7 +38,7 @@ func command() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "medway-agent",
 		Short:         "The agent of a medway LVS host",
-		Version:       agent.Version(),
+		Version:       daemon.Version(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
@@ -69,7 +68,7 @@ a start under calls loses none.`,
 				fmt.Fprintf(cmd.OutOrStdout(), "%s is good\n", config)
 				return nil
 			}
-			log, err := logger(level, format)
+			log, err := daemon.Logger(level, format)
 			if err != nil {
 				return err
 			}
@@ -98,24 +97,4 @@ func configFlag(cmd *cobra.Command, config *string) {
 // completeWith offers a flag's values to the shell.
 func completeWith(cmd *cobra.Command, flag string, values ...string) {
 	_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
-}
-
-func logger(level, format string) (*zap.Logger, error) {
-	parsed, err := zap.ParseAtomicLevel(level)
-	if err != nil {
-		return nil, fmt.Errorf("flag --log-level: value %q: expected debug, info, warn or error", level)
-	}
-	c := zap.NewProductionConfig()
-	c.Level, c.Sampling, c.DisableCaller, c.DisableStacktrace = parsed, nil, true, true
-	c.EncoderConfig.EncodeTime = zapcore.TimeEncoderOfLayout("2006-01-02T15:04:05.000Z07:00")
-	switch format {
-	case "json":
-	case "console":
-		c.Encoding = "console"
-		c.EncoderConfig.ConsoleSeparator = " "
-		c.EncoderConfig.EncodeLevel = zapcore.CapitalLevelEncoder
-	default:
-		return nil, fmt.Errorf("flag --log-format: value %q: expected console or json", format)
-	}
-	return c.Build()
 }

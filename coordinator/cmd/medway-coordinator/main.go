@@ -11,10 +11,9 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
 
 	"github.com/medway-lb/medway/coordinator"
+	"github.com/medway-lb/medway/pkg/daemon"
 )
 
 func main() {
@@ -23,21 +22,29 @@ func main() {
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "medway-coordinator:", err)
-		os.Exit(1)
+		os.Exit(exitCode(err))
 	}
+}
+
+// exitCode tells what could not be done from what is left for a person to do.
+func exitCode(err error) int {
+	if errors.Is(err, coordinator.ErrLeft) {
+		return 2
+	}
+	return 1
 }
 
 func command() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "medway-coordinator",
 		Short:         "The management server: the API, and planned switchovers",
-		Version:       coordinator.Version(),
+		Version:       daemon.Version(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
 	var config string
 	root.PersistentFlags().StringVarP(&config, "config", "c", "/etc/medway/coordinator.yaml", "the coordinator's `file`")
-	root.AddCommand(run(&config), grant(&config), revoke(&config))
+	root.AddCommand(run(&config), setup(&config), grant(&config), revoke(&config))
 	return root
 }
 
@@ -62,7 +69,7 @@ carried on by another one, or by the next one here.`,
 				fmt.Fprintf(cmd.OutOrStdout(), "%s is good\n", *config)
 				return nil
 			}
-			log, err := logger(level, format)
+			log, err := daemon.Logger(level, format)
 			if err != nil {
 				return err
 			}
@@ -79,6 +86,49 @@ carried on by another one, or by the next one here.`,
 	cmd.Flags().StringVar(&format, "log-format", "console", "console or json")
 	completeWith(cmd, "log-level", "debug", "info", "warn", "error")
 	completeWith(cmd, "log-format", "console", "json")
+	return cmd
+}
+
+func setup(config *string) *cobra.Command {
+	var s coordinator.Setup
+	cmd := &cobra.Command{
+		Use:   "init --endpoints URLS --admin NAME",
+		Short: "Make all that a first coordinator needs, where it is not there yet",
+		Long: `Make a certificate authority, certificates of the coordinator, of etcd's members
+(--server), of LVS hosts (--node) and of the users root, coordinator and the first admin;
+the coordinator's file; then etcd's users and roles, with authentication enabled (as
+medwayctl init-etcd does); and the first admin's grant, whose token is the last line, once.
+
+Nothing is overwritten, and all is checked before anything is made: run it again at any
+time, it keeps what is there and makes what is missing. Where etcd can't be reached, as
+before its members have the certificates made here, it makes the files and says what is
+left to do. Take ca.key and root.key away afterwards: whoever has one can be anyone.
+
+Exit status: 0 done, or shown with --dry-run; 1 an error; 2 something is left to do.`,
+		Example: `  medway-coordinator init --endpoints https://10.3.0.5:2379 --server etcd1=10.3.0.5 \
+    --coordinator coordinator-1=10.3.0.5,medway.example.com --admin alice --group medway`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s.Path = *config
+			return coordinator.Init(cmd.Context(), s, cmd.OutOrStdout())
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&s.Dir, "dir", "/etc/medway/pki", "`directory` of certificates and keys")
+	f.StringSliceVar(&s.Endpoints, "endpoints", nil, "etcd's `URLs`, separated by commas")
+	f.StringVar(&s.Coordinator, "coordinator", "coordinator-1=localhost", "`NAME=HOST[,HOST...]` of this server: all by which people reach it")
+	f.StringArrayVar(&s.Servers, "server", nil, "`NAME=HOST[,HOST...]` of an etcd member (may be repeated)")
+	f.StringArrayVar(&s.Nodes, "node", nil, "`NAME=SITE` of an LVS host (may be repeated)")
+	f.StringVar(&s.Admin, "admin", "", "`NAME` of the first admin")
+	f.StringVar(&s.Group, "group", "", "`group` that may read the coordinator's keys; without it root alone")
+	f.IntVar(&s.Days, "days", 365, "how long new certificates are valid")
+	f.BoolVar(&s.DryRun, "dry-run", false, "show what would be made and make nothing")
+	for _, name := range []string{"endpoints", "coordinator", "server", "node", "admin", "days"} {
+		completeWith(cmd, name) // with no files
+	}
+	_ = cmd.MarkFlagDirname("dir")
+	_ = cmd.MarkFlagRequired("endpoints")
+	_ = cmd.MarkFlagRequired("admin")
 	return cmd
 }
 
@@ -141,24 +191,4 @@ func revoke(config *string) *cobra.Command {
 // completeWith offers a flag's values to the shell.
 func completeWith(cmd *cobra.Command, flag string, values ...string) {
 	_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
-}
-
-func logger(level, format string) (*zap.Logger, error) {
-	parsed, err := zap.ParseAtomicLevel(level)
-	if err != nil {
-		return nil, fmt.Errorf("flag --log-level: value %q: expected debug, info, warn or error", level)
-	}
-	c := zap.NewProductionConfig()
-	c.Level, c.Sampling, c.DisableCaller, c.DisableStacktrace = parsed, nil, true, true
-	c.EncoderConfig.EncodeTime = zapcore.TimeEncoderOfLayout("2006-01-02T15:04:05.000Z07:00")
-	switch format {
-	case "json":
-	case "console":
-		c.Encoding = "console"
-		c.EncoderConfig.ConsoleSeparator = " "
-		c.EncoderConfig.EncodeLevel = zapcore.CapitalLevelEncoder
-	default:
-		return nil, fmt.Errorf("flag --log-format: value %q: expected console or json", format)
-	}
-	return c.Build()
 }

@@ -6,14 +6,13 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"slices"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/medway-lb/medway/coordinator/internal/operation"
 	"github.com/medway-lb/medway/pkg/state"
-	"github.com/medway-lb/medway/pkg/store"
 
 	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
 	"github.com/medway-lb/medway/proto/medway/v1/medwayv1connect"
@@ -28,6 +27,10 @@ type eventDocument struct {
 	To     string    `json:"to,omitempty"`
 	By     string    `json:"by,omitempty"`
 	Reason string    `json:"reason,omitempty"`
+	// Address is from where it was asked of a coordinator.
+	Address string `json:"from_address,omitempty"`
+	// Result is why nothing was done; "": it was done.
+	Result string `json:"result,omitempty"`
 	// Error says what is wrong with the key or its value.
 	Error string `json:"error,omitempty"`
 }
@@ -53,10 +56,10 @@ Exit status: 0 also where there is nothing; 1 if nothing could be read.`,
 			}
 			vip := ""
 			if len(args) > 0 {
-				if err := state.CheckName(args[0]); err != nil {
+				vip = args[0]
+				if err := state.CheckName(vip); err != nil {
 					return fmt.Errorf("VIP: %w", err)
 				}
-				vip = args[0]
 			}
 			list, err := t.history(cmd.Context(), vip, last)
 			if err == nil && vip != "" && len(list) == 0 {
@@ -77,11 +80,21 @@ Exit status: 0 also where there is nothing; 1 if nothing could be read.`,
 // history is what was done to a VIP, or with "" to everything: the newest ones, 0 is all.
 func (t *tool) history(ctx context.Context, vip string, last int) ([]eventDocument, error) {
 	if !t.etcd {
-		if last == 0 {
-			last = math.MaxInt32
+		list := []eventDocument{}
+		for r := (&medwayv1.GetHistoryRequest{Vip: vip}); ; {
+			r.Last = math.MaxUint32
+			if last > 0 {
+				r.Last = uint32(last - len(list))
+			}
+			page, err := ask(ctx, t, true, medwayv1connect.CoordinatorClient.GetHistory, r)
+			if err != nil {
+				return nil, err
+			}
+			list = append(told(page), list...)
+			if r.PageToken = page.NextPageToken; r.PageToken == "" || last > 0 && len(list) >= last {
+				return list, nil
+			}
 		}
-		answer, err := ask(ctx, t, true, medwayv1connect.CoordinatorClient.GetHistory, &medwayv1.GetHistoryRequest{Vip: vip, Last: uint32(last)})
-		return told(answer), err
 	}
 	ctx, cancel := context.WithTimeout(ctx, t.timeout)
 	defer cancel()
@@ -89,23 +102,12 @@ func (t *tool) history(ctx context.Context, vip string, last int) ([]eventDocume
 	if err != nil {
 		return nil, err
 	}
-	prefixes := []string{state.HistoryPrefix}
-	if vip != "" {
-		prefixes = []string{state.HistoryOf(vip), state.HistoryOf("")}
+	all, err := operation.OpenHistory(ctx, client, vip)
+	if err != nil {
+		return nil, err
 	}
-	var entries []store.Entry
-	for _, prefix := range prefixes {
-		more, _, err := client.List(ctx, prefix)
-		if err != nil {
-			return nil, fmt.Errorf("read %s: %w", prefix, err)
-		}
-		entries = append(entries, more...)
-	}
-	list := events(entries)
-	if last > 0 && len(list) > last {
-		list = list[len(list)-last:]
-	}
-	return list, nil
+	page, _, err := all.Page(ctx, operation.Mark{}, last)
+	return events(page), err
 }
 
 // told are the events that a coordinator tells of.
@@ -115,6 +117,7 @@ func told(answer *medwayv1.GetHistoryResponse) []eventDocument {
 		at, _ := time.Parse(time.RFC3339Nano, e.Event.GetAt())
 		list = append(list, eventDocument{
 			VIP: e.Vip, At: at, What: e.Event.GetWhat(), From: e.Event.GetFrom(), To: e.Event.GetTo(), By: e.Event.GetBy(), Reason: e.Event.GetReason(),
+			Address: e.Event.GetFromAddress(), Result: e.Event.GetResult(),
 		})
 	}
 	return list
@@ -128,25 +131,19 @@ func (t *tool) mustExist(ctx context.Context, vip string) error {
 	return err
 }
 
-// events are those of the entries, the newest last. One that can't be read is
-// there all the same.
-func events(entries []store.Entry) []eventDocument {
+// events are those of a page. One that can't be read is there all the same.
+func events(page []operation.Past) []eventDocument {
 	list := []eventDocument{}
-	for _, e := range entries {
-		vip, at, err := state.ParseHistoryKey(e.Key)
-		if err != nil {
-			list = append(list, eventDocument{Error: err.Error()})
-			continue
-		}
-		d := eventDocument{VIP: vip, At: at}
-		if event, err := state.DecodeEvent(e.Value); err != nil {
-			d.Error = err.Error()
+	for _, p := range page {
+		d := eventDocument{VIP: p.VIP, At: p.At}
+		if p.Err != nil {
+			d.Error = p.Err.Error()
 		} else {
-			d.What, d.From, d.To, d.By, d.Reason = event.What, event.From, event.To, event.By, event.Reason
+			d.What, d.From, d.To, d.By, d.Reason = p.Event.What, p.Event.From, p.Event.To, p.Event.By, p.Event.Reason
+			d.Address, d.Result = p.Event.FromAddress, p.Event.Result
 		}
 		list = append(list, d)
 	}
-	slices.SortStableFunc(list, func(a, b eventDocument) int { return cmp.Or(a.At.Compare(b.At), cmp.Compare(a.VIP, b.VIP)) })
 	return list
 }
 
@@ -162,7 +159,15 @@ func writeEvents(out io.Writer, list []eventDocument) error {
 			fmt.Fprintf(w, "%s\t%s\tcan't be read: %s\n", at, vip, state.Line(e.Error))
 			continue
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", at, vip, cell(e.What), cell(e.From), cell(e.To), cell(e.By), orDash(state.Line(e.Reason)))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", at, vip, cell(e.What), cell(e.From), cell(e.To), cell(e.By), orDash(state.Line(joined(e.Reason, e.Result))))
 	}
 	return w.Flush()
+}
+
+// joined is a reason with what came of it.
+func joined(reason, result string) string {
+	if reason == "" || result == "" {
+		return reason + result
+	}
+	return reason + ": " + result
 }

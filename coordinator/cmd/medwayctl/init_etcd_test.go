@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/medway-lb/medway/coordinator/internal/access"
 	"github.com/medway-lb/medway/pkg/store"
 	"github.com/medway-lb/medway/pkg/store/etcdtest"
 )
@@ -45,10 +46,20 @@ func connect(t *testing.T, flags []string) *store.Client {
 	return client
 }
 
+// wanted is what etcd should hold for users.
+func wanted(t *testing.T, nodes, operators, viewers []string) store.Access {
+	t.Helper()
+	p, err := access.ParsePeople(nodes, operators, viewers)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p.Access()
+}
+
 func TestInitEtcd(t *testing.T) {
 	url, as := secure(t, "--client-cert-auth")
 	root := connect(t, as("root"))
-	access := func() store.Access {
+	stored := func() store.Access {
 		t.Helper()
 		a, err := root.Access(t.Context())
 		if err != nil {
@@ -65,7 +76,7 @@ func TestInitEtcd(t *testing.T) {
 			}
 		}
 	}
-	empty := access()
+	empty := stored()
 
 	// Who would lock himself out, and agents that would be locked out, stop it all.
 	out, err := do("alice", "init-etcd", "--operator", "alice")
@@ -87,7 +98,7 @@ func TestInitEtcd(t *testing.T) {
 	if !errors.Is(err, errDiffers) || !strings.Contains(out, "+ enable authentication\nnote: node n2 may work in site dc3, but says that it is in dc2\n") || !strings.HasSuffix(out, " changes, none made\n") {
 		t.Errorf("dry run: %v\n%s", err, out)
 	}
-	if diff := cmp.Diff(empty, access()); diff != "" {
+	if diff := cmp.Diff(empty, stored()); diff != "" {
 		t.Fatalf("something was changed: %s", diff)
 	}
 
@@ -95,9 +106,8 @@ func TestInitEtcd(t *testing.T) {
 	if err != nil || !strings.HasSuffix(out, "41 changes made\n") {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	full := access()
-	want := people{nodes: map[string]string{"n1": "dc1", "n2": "dc3"}, operators: []string{"alice"}, viewers: []string{"grafana"}}
-	if diff := cmp.Diff(want.access(), full); diff != "" {
+	full := stored()
+	if diff := cmp.Diff(wanted(t, []string{"n1=dc1", "n2=dc3"}, []string{"alice"}, []string{"grafana"}), full); diff != "" {
 		t.Error(diff)
 	}
 	for _, args := range [][]string{setUp, {"init-etcd"}, {"init-etcd", "--viewer", "grafana"}, {"init-etcd", "--dry-run"}} {
@@ -127,7 +137,7 @@ func TestInitEtcd(t *testing.T) {
 
 	// A right that someone has added goes; a node that is not named goes by --prune only.
 	everywhere := store.PrefixRange("/medway/v1/claims/")
-	if err := root.ChangeAccess(t.Context(), store.AccessChange{Verb: store.GrantRights, Role: nodeRole("n1"), Range: everywhere, Rights: store.Rights{Write: true}}); err != nil {
+	if err := root.ChangeAccess(t.Context(), store.AccessChange{Verb: store.GrantRights, Role: "medway-node-n1", Range: everywhere, Rights: store.Rights{Write: true}}); err != nil {
 		t.Fatal(err)
 	}
 	if out, err := do("root", "init-etcd", "-o", "json"); err != nil {
@@ -141,7 +151,7 @@ func TestInitEtcd(t *testing.T) {
 			t.Errorf("%v\n%s", err, out)
 		}
 	}
-	if diff := cmp.Diff(full, access()); diff != "" {
+	if diff := cmp.Diff(full, stored()); diff != "" {
 		t.Error(diff)
 	}
 	out, err = do("root", "init-etcd", "--prune", "--node", "n1=dc1")
@@ -153,7 +163,7 @@ func TestInitEtcd(t *testing.T) {
 	if err != nil || !strings.Contains(out, "- user alice\n- user grafana\n- user n2\n- role medway-node-n2\nnote: node n2 was here") {
 		t.Errorf("prune: %v\n%s", err, out)
 	}
-	if diff := cmp.Diff((people{nodes: map[string]string{"n1": "dc1"}}).access(), access()); diff != "" {
+	if diff := cmp.Diff(wanted(t, []string{"n1=dc1"}, nil, nil), stored()); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -170,30 +180,8 @@ func TestInitEtcdWithoutClientCertAuth(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, left := a.Users[rescuer]; a.Enabled || left {
+	if _, left := a.Users["medway-init-etcd"]; a.Enabled || left {
 		t.Errorf("left behind: %+v", a)
-	}
-}
-
-// What could not be enabled, or not for sure, leaves no user with a password.
-func TestEnableFails(t *testing.T) {
-	_, as := secure(t, "--client-cert-auth")
-	flags := as("root")
-	client := connect(t, flags)
-	i := initializer{connection: &connection{endpoints: flags[1:2], ca: flags[3], cert: flags[5], key: flags[7], timeout: 20 * time.Second}}
-	config, err := i.config()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := client.Access(t.Context()); err != nil { // it waits until the server is there
-		t.Fatal(err)
-	}
-	err = i.enable(t.Context(), config, client) // there is no root yet
-	if err == nil || !strings.Contains(err.Error(), "root user") || !strings.Contains(err.Error(), "authentication was disabled again") {
-		t.Errorf("%v", err)
-	}
-	if a, err := client.Access(t.Context()); err != nil || a.Enabled || len(a.Users) != 0 {
-		t.Errorf("left behind: %+v, %v", a, err)
 	}
 }
 

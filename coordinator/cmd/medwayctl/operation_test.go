@@ -113,7 +113,7 @@ func (w *world) n1Dies() {
 func (w *world) all() map[string]string {
 	w.t.Helper()
 	out := map[string]string{}
-	entries, _, err := w.client.List(w.t.Context(), everything)
+	entries, _, err := w.client.List(w.t.Context(), "/medway/")
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -151,11 +151,15 @@ func (w *world) status(node, site string, revision int64, vip string) {
 // events are those of the history, without times.
 func (w *world) events() (out []eventDocument) {
 	w.t.Helper()
-	entries, _, err := w.client.List(w.t.Context(), state.HistoryPrefix)
+	all, err := operation.OpenHistory(w.t.Context(), w.client, "")
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	return events(entries)
+	page, _, err := all.Page(w.t.Context(), operation.Mark{}, 0)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return events(page)
 }
 
 func (w *world) expectEvents(want ...eventDocument) {

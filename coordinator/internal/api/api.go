@@ -17,6 +17,7 @@ import (
 	"github.com/medway-lb/medway/coordinator/internal/auth"
 	"github.com/medway-lb/medway/coordinator/internal/operation"
 	"github.com/medway-lb/medway/coordinator/internal/switchover"
+	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
 
 	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
@@ -40,6 +41,8 @@ type Config struct {
 	Engine *switchover.Engine
 	// Live are the nodes' live numbers by node; nil: they are not polled.
 	Live func() map[string]*medwayv1.Live
+	// Own is what is wrong with the coordinator itself; nil: nothing ever.
+	Own func() []state.Fault
 	// Reserved are addresses that no VIP may have.
 	Reserved map[netip.Addr]string
 	Log      *zap.Logger
@@ -52,6 +55,7 @@ type Server struct {
 	grants  *grants
 	news    *news
 	limiter *auth.Limiter
+	limits  *limits
 	now     func() time.Time
 	// stopping is closed when streams are to end.
 	stopping chan struct{}
@@ -64,7 +68,7 @@ func New(c Config) *Server {
 		c.Log = zap.NewNop()
 	}
 	s := &Server{
-		config: c, log: c.Log, grants: newGrants(c.Log), news: newNews(), limiter: auth.NewLimiter(), now: time.Now,
+		config: c, log: c.Log, grants: newGrants(c.Log), news: newNews(), limiter: auth.NewLimiter(), limits: newLimits(), now: time.Now,
 		stopping: make(chan struct{}),
 	}
 	s.stop = sync.OnceFunc(func() { close(s.stopping) })
@@ -93,7 +97,7 @@ func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle(medwayv1connect.NewCoordinatorHandler(s, connect.WithReadMaxBytes(maxRequest),
 		connect.WithCodec(strictJSON{"json"}), connect.WithCodec(strictJSON{"json; charset=utf-8"})))
-	return withDeadlines(auth.OwnPages(s.authenticate(mux)))
+	return withDeadlines(auth.OwnPages(s.authenticate(s.limit(mux))))
 }
 
 // load reads all that is stored.

@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/medway-lb/medway/coordinator/internal/auth"
+	"github.com/medway-lb/medway/coordinator/internal/operation"
 	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
 )
@@ -113,6 +114,9 @@ func (s *Server) bearer(r *http.Request, header string) (auth.Identity, error) {
 			return auth.Identity{}, limited
 		}
 		s.limiter.Failed(from.Addr(), s.now())
+		if !known { // whatever it is, part of a secret perhaps that was pasted wrongly
+			name = "(unknown)"
+		}
 		s.log.Warn("a login failed", zap.Stringer("from", from.Addr()), zap.String("name", state.Line(name)))
 		return auth.Identity{}, errUnknown
 	}
@@ -125,6 +129,20 @@ func (s *Server) as(name string, grant auth.Grant) (auth.Identity, error) {
 		return who, connect.NewError(connect.CodeUnauthenticated, err)
 	}
 	return who, nil
+}
+
+// addressOf is from where a request comes: of a proxy's, the proxy.
+func addressOf(r *http.Request) string {
+	from, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return ""
+	}
+	return from.Addr().Unmap().String()
+}
+
+// author is who asks, for the history.
+func author(who auth.Identity, reason string) operation.Author {
+	return operation.Author{By: who.Name, Reason: reason, Address: who.Address}
 }
 
 type identityKey struct{}
@@ -142,6 +160,7 @@ func (s *Server) authenticate(h http.Handler) http.Handler {
 			_ = errs.Write(w, r, err)
 			return
 		}
+		who.Address = addressOf(r)
 		h.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), identityKey{}, who)))
 	})
 }

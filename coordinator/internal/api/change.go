@@ -24,6 +24,10 @@ func (s *Server) Apply(ctx context.Context, r *connect.Request[medwayv1.ApplyReq
 	if err != nil {
 		return nil, err
 	}
+	author := author(who, r.Msg.Reason)
+	if err := author.Check(); err != nil {
+		return nil, problem(err)
+	}
 	name := r.Msg.Name
 	if name == "" {
 		name = "documents"
@@ -52,7 +56,7 @@ func (s *Server) Apply(ctx context.Context, r *connect.Request[medwayv1.ApplyReq
 	}
 	ctx, cancel := context.WithTimeout(ctx, etcdTime)
 	defer cancel()
-	out.Revision, err = a.Write(ctx, s.config.Store, operation.Author{By: who.Name})
+	out.Revision, err = a.Write(ctx, s.config.Store, author)
 	s.log.Info("intent was written", zap.String("by", who.Name), zap.Int("objects", len(a.Differs)), zap.Int64("revision", out.Revision), zap.Error(err))
 	if err != nil {
 		return nil, problem(err)
@@ -77,7 +81,7 @@ func (s *Server) changing(ctx context.Context, vip, reason string, dryRun bool, 
 	if err != nil {
 		return nil, err
 	}
-	author := operation.Author{By: who.Name, Reason: reason}
+	author := author(who, reason)
 	if err := author.Check(); err != nil {
 		return nil, problem(err)
 	}
@@ -203,7 +207,7 @@ func (s *Server) Forget(ctx context.Context, r *connect.Request[medwayv1.ForgetR
 	if err != nil {
 		return err
 	}
-	author := operation.Author{By: who.Name, Reason: r.Msg.Reason}
+	author := author(who, r.Msg.Reason)
 	keep := operation.RoutersKeep
 	if text := r.Msg.RoutersKeep; text != "" {
 		if keep, err = time.ParseDuration(text); err != nil || keep < time.Second || keep > maxKeep {

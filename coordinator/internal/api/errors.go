@@ -28,6 +28,10 @@ func problem(err error) error {
 	for _, f := range fields(err) {
 		detail(out, &medwayv1.FieldViolation{Field: f.Field, Found: f.Found, Expected: f.Expected})
 	}
+	var unknown *operation.UnknownError
+	if errors.As(err, &unknown) {
+		detail(out, &medwayv1.FieldViolation{Field: unknown.Field, Found: "value " + state.Quote(unknown.Value), Expected: "one that exists"})
+	}
 	var refused *switchover.RefusedError
 	if errors.As(err, &refused) {
 		r := &medwayv1.Refusal{Checks: map[string]*medwayv1.Checks{}}
@@ -42,10 +46,10 @@ func problem(err error) error {
 func codeOf(err error) connect.Code {
 	var refused *switchover.RefusedError
 	switch {
-	case len(fields(err)) > 0:
-		return connect.CodeInvalidArgument
 	case errors.Is(err, operation.ErrNotFound):
 		return connect.CodeNotFound
+	case len(fields(err)) > 0:
+		return connect.CodeInvalidArgument
 	case errors.Is(err, operation.ErrPrecondition), errors.Is(err, switchover.ErrIdle), errors.As(err, &refused):
 		return connect.CodeFailedPrecondition
 	case errors.Is(err, operation.ErrPartly), errors.Is(err, operation.ErrUnknownOutcome):

@@ -1,7 +1,6 @@
 package api
 
 import (
-	"cmp"
 	"context"
 	"slices"
 	"strings"
@@ -39,7 +38,10 @@ func (s *Server) GetState(ctx context.Context, _ *connect.Request[medwayv1.GetSt
 	if s.config.Live != nil {
 		out.Live = s.config.Live()
 	}
-	faults := have.Faults
+	faults := slices.Clone(have.Faults)
+	if s.config.Own != nil {
+		faults = append(faults, s.config.Own()...)
+	}
 	fault := func(key string, err error) {
 		faults = append(faults, state.Fault{Key: state.Printable(key), Reason: err.Error()})
 	}
@@ -79,47 +81,3 @@ func (s *Server) GetState(ctx context.Context, _ *connect.Request[medwayv1.GetSt
 
 // valid is text as a protobuf string may hold it: UTF-8.
 func valid(text string) string { return strings.ToValidUTF8(text, "\ufffd") }
-
-const defaultEvents = 50
-
-// GetHistory tells what was done.
-func (s *Server) GetHistory(ctx context.Context, r *connect.Request[medwayv1.GetHistoryRequest]) (*connect.Response[medwayv1.GetHistoryResponse], error) {
-	if _, err := may(ctx, auth.Viewer, ""); err != nil {
-		return nil, err
-	}
-	prefixes := []string{state.HistoryPrefix}
-	if vip := r.Msg.Vip; vip != "" {
-		if state.CheckName(vip) != nil {
-			return nil, problem(invalid("vip", vip, "the name of a VIP"))
-		}
-		prefixes = []string{state.HistoryOf(vip), state.HistoryOf("")}
-	}
-	ctx, cancel := context.WithTimeout(ctx, etcdTime)
-	defer cancel()
-	out := &medwayv1.GetHistoryResponse{}
-	for _, prefix := range prefixes {
-		entries, _, err := s.config.Store.List(ctx, prefix)
-		if err != nil {
-			return nil, unavailable(err)
-		}
-		for _, e := range entries {
-			vip, _, err := state.ParseHistoryKey(e.Key)
-			if err != nil {
-				continue // no event; who lists the keys sees it
-			}
-			event, err := state.DecodeEvent(e.Value)
-			if err != nil {
-				event = &medwayv1.Event{What: "can't be read: " + err.Error()}
-			}
-			event.At = e.Key[strings.LastIndexByte(e.Key, '/')+1:]
-			out.Events = append(out.Events, &medwayv1.PastEvent{Vip: vip, Event: event})
-		}
-	}
-	slices.SortStableFunc(out.Events, func(a, b *medwayv1.PastEvent) int {
-		return cmp.Or(cmp.Compare(a.Event.At, b.Event.At), cmp.Compare(a.Vip, b.Vip))
-	})
-	if most := int(cmp.Or(r.Msg.Last, defaultEvents)); len(out.Events) > most {
-		out.Events = out.Events[len(out.Events)-most:]
-	}
-	return connect.NewResponse(out), nil
-}

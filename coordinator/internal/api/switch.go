@@ -2,14 +2,18 @@ package api
 
 import (
 	"context"
+	"errors"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
 	"go.uber.org/zap"
 
 	"github.com/medway-lb/medway/coordinator/internal/auth"
+	"github.com/medway-lb/medway/coordinator/internal/operation"
 	"github.com/medway-lb/medway/coordinator/internal/switchover"
 	"github.com/medway-lb/medway/pkg/plan"
+	"github.com/medway-lb/medway/pkg/state"
 
 	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
 )
@@ -22,7 +26,7 @@ func checkNames(names []string) (out []plan.CheckName) {
 }
 
 func order(r *medwayv1.SwitchRequest, who auth.Identity) (switchover.Order, error) {
-	o := switchover.Order{VIP: r.Vip, From: r.From, To: r.To, By: who.Name, Reason: r.Reason, Force: checkNames(r.Force)}
+	o := switchover.Order{VIP: r.Vip, From: r.From, To: r.To, By: who.Name, Address: who.Address, Reason: r.Reason, Force: checkNames(r.Force)}
 	switch within, err := time.ParseDuration(r.DrainWithin); {
 	case r.DrainWithin == "" && r.Drain:
 		o.Drain = switchover.DefaultDrain
@@ -56,6 +60,25 @@ func (s *Server) Preflight(ctx context.Context, r *connect.Request[medwayv1.Swit
 	}), nil
 }
 
+// refused tells the history of an order that a preflight has refused. Whoever gave it
+// hears of that in any case.
+func (s *Server) refused(ctx context.Context, vip string, author operation.Author, event *medwayv1.Event, why error) {
+	var refused *switchover.RefusedError
+	if !errors.As(why, &refused) {
+		return
+	}
+	const most = 500 // bytes
+	event.Result = state.Line(why.Error())
+	if len(event.Result) > most {
+		event.Result = strings.ToValidUTF8(event.Result[:most], "") + "..."
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), etcdTime)
+	defer cancel()
+	if err := operation.Tell(ctx, s.config.Store, vip, author, event); err != nil {
+		s.log.Warn("can't tell the history of what was refused", zap.String("by", author.By), zap.Error(err))
+	}
+}
+
 // Switch begins a planned switchover.
 func (s *Server) Switch(ctx context.Context, r *connect.Request[medwayv1.SwitchRequest]) (*connect.Response[medwayv1.Switchover], error) {
 	who, err := may(ctx, auth.Operator, r.Msg.Vip)
@@ -68,6 +91,7 @@ func (s *Server) Switch(ctx context.Context, r *connect.Request[medwayv1.SwitchR
 	}
 	record, err := s.config.Engine.Start(ctx, o)
 	if err != nil {
+		s.refused(ctx, r.Msg.Vip, author(who, r.Msg.Reason), &medwayv1.Event{What: "switch", From: r.Msg.From, To: r.Msg.To}, err)
 		return nil, problem(err)
 	}
 	s.log.Info("a switchover begins", zap.String("vip", r.Msg.Vip), zap.String("from", r.Msg.From), zap.String("to", r.Msg.To),
@@ -81,7 +105,7 @@ func (s *Server) Cancel(ctx context.Context, r *connect.Request[medwayv1.CancelR
 	if err != nil {
 		return nil, err
 	}
-	if err := s.config.Engine.Cancel(ctx, r.Msg.Vip, who.Name, r.Msg.Reason); err != nil {
+	if err := s.config.Engine.Cancel(ctx, r.Msg.Vip, author(who, r.Msg.Reason)); err != nil {
 		return nil, problem(err)
 	}
 	s.log.Info("a switchover is cancelled", zap.String("vip", r.Msg.Vip), zap.String("by", who.Name), zap.String("reason", r.Msg.Reason))
@@ -95,9 +119,10 @@ func (s *Server) Evacuate(ctx context.Context, r *connect.Request[medwayv1.Evacu
 		return nil, err
 	}
 	record, err := s.config.Engine.Evacuate(ctx, switchover.Evacuation{
-		Site: r.Msg.Site, To: r.Msg.To, By: who.Name, Reason: r.Msg.Reason, Force: checkNames(r.Msg.Force),
+		Site: r.Msg.Site, To: r.Msg.To, By: who.Name, Address: who.Address, Reason: r.Msg.Reason, Force: checkNames(r.Msg.Force),
 	})
 	if err != nil {
+		s.refused(ctx, "", author(who, r.Msg.Reason), &medwayv1.Event{What: "evacuate " + r.Msg.Site, To: r.Msg.To}, err)
 		return nil, problem(err)
 	}
 	s.log.Info("an evacuation begins", zap.String("site", r.Msg.Site), zap.String("by", who.Name), zap.String("reason", r.Msg.Reason))
@@ -110,7 +135,7 @@ func (s *Server) CancelEvacuation(ctx context.Context, r *connect.Request[medway
 	if err != nil {
 		return nil, err
 	}
-	if err := s.config.Engine.CancelEvacuation(ctx, r.Msg.Site, who.Name, r.Msg.Reason); err != nil {
+	if err := s.config.Engine.CancelEvacuation(ctx, r.Msg.Site, author(who, r.Msg.Reason)); err != nil {
 		return nil, problem(err)
 	}
 	s.log.Info("an evacuation is cancelled", zap.String("site", r.Msg.Site), zap.String("by", who.Name), zap.String("reason", r.Msg.Reason))

@@ -89,9 +89,26 @@ func (g Grant) Check() error {
 	return nil
 }
 
+// String is what it allows, on one line, without the token's hash.
+func (g Grant) String() string {
+	text := string(g.Role)
+	if len(g.VIPs) > 0 {
+		text += " of " + strings.Join(g.VIPs, ", ")
+	}
+	if g.Expires != nil {
+		text += " until " + g.Expires.UTC().Format(time.RFC3339)
+	}
+	if g.TokenSHA256 != "" {
+		text += ", with a token"
+	}
+	return text
+}
+
 // Identity is somebody who was recognised.
 type Identity struct {
 	Name string
+	// Address is that which the request came from.
+	Address string
 	Grant
 }
 

@@ -12,8 +12,6 @@ import (
 	"github.com/medway-lb/medway/pkg/intent"
 	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
-
-	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
 )
 
 // Applying is intent that is to be stored, each object as a whole.
@@ -82,7 +80,7 @@ func (a *Applying) Write(ctx context.Context, client *store.Client, author Autho
 		}
 		n := len(puts)
 		if author.By != "" && written+n == len(a.Differs) {
-			key, value := state.EncodeEvent("", time.Now(), &medwayv1.Event{What: "apply " + a.names(), By: author.By, Reason: author.Reason})
+			key, value := state.EncodeEvent("", time.Now(), author.Event("apply "+a.names()))
 			guards, puts = append(guards, store.Guard{Key: key}), append(puts, store.Put{Key: key, Value: value})
 		}
 		committed, at, err := client.Commit(ctx, guards, puts, nil)

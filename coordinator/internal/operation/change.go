@@ -40,8 +40,37 @@ func refuse(kind error, format string, args ...any) error {
 	return &refusal{kind, fmt.Errorf(format, args...)}
 }
 
-// Author is who does something, and why; both are for the history.
-type Author struct{ By, Reason string }
+// UnknownError says that what a field of a request names does not exist: an [ErrNotFound].
+type UnknownError struct {
+	Field, Value string
+
+	text string
+}
+
+func (e *UnknownError) Error() string { return e.text }
+
+// Is makes it an [ErrNotFound].
+func (*UnknownError) Is(target error) bool { return target == ErrNotFound }
+
+// Unknown is an [UnknownError] in words.
+func Unknown(field, value, format string, args ...any) error {
+	return &UnknownError{field, value, fmt.Sprintf(format, args...)}
+}
+
+// Author is who does something, why, and from which address; all are for the history.
+type Author struct{ By, Reason, Address string }
+
+// Event is something that the author does.
+func (a Author) Event(what string) *medwayv1.Event {
+	e := &medwayv1.Event{What: what}
+	a.sign(e)
+	return e
+}
+
+// sign makes an event the author's.
+func (a Author) sign(e *medwayv1.Event) {
+	e.By, e.Reason, e.FromAddress = a.By, a.Reason, a.Address
+}
 
 // maxWords is the longest name or reason that is stored, in bytes.
 const maxWords = 200
@@ -136,7 +165,7 @@ func saying(format string, args ...any) func(int64) string {
 func (c *Change) Commit(ctx context.Context, client *store.Client, author Author) (revision int64, err error) {
 	guards, puts := c.guards, c.puts
 	if c.event != nil {
-		c.event.By, c.event.Reason = author.By, author.Reason
+		author.sign(c.event)
 		key, value := state.EncodeEvent(c.vip, time.Now(), c.event)
 		guards = append(guards[:len(guards):len(guards)], store.Guard{Key: key})
 		puts = append(puts[:len(puts):len(puts)], store.Put{Key: key, Value: value})

@@ -124,6 +124,15 @@ func add[V any](names map[string]bool, of map[string]V) {
 	}
 }
 
+// knowsNode tells whether anything is known of a node.
+func (h *Contents) knowsNode(name string) bool {
+	return slices.Contains(NodeNames(h.Snapshot, h.Said), name)
+}
+
+func unknownNode(name string) error {
+	return Unknown("node", name, "node %s does not exist", state.Quote(name))
+}
+
 // checkVIP says whether a VIP is in the plan.
 func (h *Contents) checkVIP(name string) error {
 	if _, ok := h.VIPs[name]; ok {
@@ -132,7 +141,11 @@ func (h *Contents) checkVIP(name string) error {
 	if h.Has(state.Key{Kind: state.KindVIP, A: name}) {
 		return refuse(ErrPrecondition, "VIP %q: its key can't be read: see medwayctl status", name)
 	}
-	return refuse(ErrNotFound, "VIP %s does not exist", state.Quote(name))
+	return unknownVIP(name)
+}
+
+func unknownVIP(name string) error {
+	return Unknown("vip", name, "VIP %s does not exist", state.Quote(name))
 }
 
 // The schemas that kinds of keys came with.

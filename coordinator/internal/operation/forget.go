@@ -64,8 +64,8 @@ func (f Forgetting) claims(have *Contents) (keys []string) {
 // way. Claims come first: as long as one of them is left, the node is known. Each of
 // them fails if the node lives again.
 func (f Forgetting) Changes(have *Contents) (all []*Change, err error) {
-	if state.CheckName(f.Node) != nil || !slices.Contains(NodeNames(have.Snapshot, have.Said), f.Node) && len(f.keys(have)) == 0 {
-		return nil, refuse(ErrNotFound, "node %s does not exist", state.Quote(f.Node))
+	if state.CheckName(f.Node) != nil || !have.knowsNode(f.Node) && len(f.keys(have)) == 0 {
+		return nil, unknownNode(f.Node)
 	}
 	if _, alive := have.Entries[f.aliveKey()]; alive {
 		return nil, f.lives()

@@ -139,7 +139,7 @@ func DrainKey(node string) state.Key { return state.Key{Kind: state.KindDrain, A
 func Drain(have *Contents, node string, author Author, now time.Time) (*Change, error) {
 	n, ok := have.Nodes[node]
 	if !ok {
-		return nil, refuse(ErrNotFound, "node %s does not exist", state.Quote(node))
+		return nil, unknownNode(node)
 	}
 	if err := have.checkSchema(ordersSchema, node); err != nil {
 		return nil, err
@@ -170,6 +170,9 @@ func Drain(have *Contents, node string, author Author, now time.Time) (*Change, 
 func Undrain(have *Contents, node string) (*Change, error) {
 	key := DrainKey(node)
 	if !have.Has(key) {
+		if !have.knowsNode(node) {
+			return nil, unknownNode(node)
+		}
 		return nil, refuse(ErrPrecondition, "node %s is not drained", state.Quote(node))
 	}
 	was, ok := have.Drains[node]

@@ -56,7 +56,7 @@ func TestSwitchover(t *testing.T) {
 	e, _, _ := l.engine(0)
 	l.start(e, order("v"))
 	l.moved("v")
-	if err := e.Cancel(l.deadline(), "v", "alice", ""); !errors.Is(err, ErrIdle) {
+	if err := e.Cancel(l.deadline(), "v", operation.Author{By: "alice"}); !errors.Is(err, ErrIdle) {
 		t.Errorf("cancelling what is over: %v", err)
 	}
 	// And the way back: the record makes room for the next one.
@@ -101,7 +101,7 @@ func TestKilledAfterEachWrite(t *testing.T) {
 					l.eventually("it waits there", func() bool { survivor(); return l.record("v").Step == cancelAt })
 					l.eventually("the order is there", func() bool {
 						// Refused where it just told what it waits for, or not heard by one that dies.
-						_ = survivor().Cancel(l.deadline(), "v", "bob", "")
+						_ = survivor().Cancel(l.deadline(), "v", operation.Author{By: "bob"})
 						return l.record("v").Cancel != nil
 					})
 				}
@@ -127,7 +127,7 @@ func TestKilledAfterEachWrite(t *testing.T) {
 				if got := l.targetsOf("v"); !slices.Equal(got, []string{"dc1", "dc2", "dc1"}) {
 					t.Errorf("targets were %q", got)
 				}
-				if got := l.events("v"); !slices.Equal(got, []string{"switch", "switch back", "switchover cancelled"}) {
+				if got := l.events("v"); !slices.Equal(got, []string{"switch", "cancel", "switch back", "switchover cancelled"}) {
 					t.Errorf("events %q", got)
 				}
 				if last := r.Steps[len(r.Steps)-1]; last.Name != StepReturn || last.Ended == "" {
@@ -159,7 +159,7 @@ func TestCancelAtEveryStep(t *testing.T) {
 			l.waitsAt("v", step)
 			l.eventually("it says what it waits for", func() bool { return l.record("v").WaitsFor != "" })
 			l.eventually("it takes the order", func() bool {
-				err := e.Cancel(l.deadline(), "v", "bob", "changed my mind")
+				err := e.Cancel(l.deadline(), "v", operation.Author{By: "bob", Reason: "changed my mind"})
 				if err != nil && !errors.Is(err, operation.ErrConflict) {
 					t.Fatal(err)
 				}
@@ -419,8 +419,8 @@ func TestWithoutEtcd(t *testing.T) {
 		return errors.Is(err, ErrStale)
 	})
 	for what, err := range map[string]error{
-		"cancel":            e.Cancel(l.deadline(), "v", "alice", ""),
-		"cancel evacuation": e.CancelEvacuation(l.deadline(), "dc1", "alice", ""),
+		"cancel":            e.Cancel(l.deadline(), "v", operation.Author{By: "alice"}),
+		"cancel evacuation": e.CancelEvacuation(l.deadline(), "dc1", operation.Author{By: "alice"}),
 	} {
 		if !errors.Is(err, ErrStale) {
 			t.Errorf("%s: %v", what, err)

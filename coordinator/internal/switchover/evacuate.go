@@ -36,7 +36,9 @@ type Evacuation struct {
 	// preflight.
 	To         string
 	By, Reason string
-	Force      []plan.CheckName
+	// Address is from where it was ordered, for the history.
+	Address string
+	Force   []plan.CheckName
 }
 
 // Evacuate begins to move all VIPs that have a site as their target to other
@@ -61,9 +63,17 @@ func (e *Engine) Evacuate(ctx context.Context, o Evacuation) (*medwayv1.Evacuati
 	if err != nil {
 		return nil, err
 	}
+	author := operation.Author{By: o.By, Reason: o.Reason, Address: o.Address}
 	return r, e.commitOrder(ctx, write{
-		guards: []store.Guard{{Key: key, ModRevision: revision}}, puts: []store.Put{{Key: key, Value: state.Encode(r)}},
+		guards: []store.Guard{{Key: key, ModRevision: revision}},
+		puts:   []store.Put{{Key: key, Value: state.Encode(r)}, told(author.Event("evacuate "+o.Site), e.now())},
 	})
+}
+
+// told is an event that concerns all VIPs.
+func told(event *medwayv1.Event, now time.Time) store.Put {
+	key, value := state.EncodeEvent("", now, event)
+	return store.Put{Key: key, Value: value}
 }
 
 // moves says which VIP goes where.
@@ -83,6 +93,9 @@ func (e *Engine) moves(o Evacuation, w world) (*medwayv1.Evacuation, error) {
 		}
 	}
 	if len(vips) == 0 {
+		if !knownSite(w.Snapshot, o.Site) {
+			return nil, unknownSite(o.Site)
+		}
 		return nil, state.FieldError{Field: "site", Found: "value " + state.Quote(o.Site), Expected: "a site that is the target of a VIP"}
 	}
 	refused := &RefusedError{Checks: map[string][]plan.Check{}, Force: o.Force}
@@ -102,12 +115,34 @@ func (e *Engine) moves(o Evacuation, w world) (*medwayv1.Evacuation, error) {
 	return r, nil
 }
 
+// knownSite tells whether any VIP or node is of a site.
+func knownSite(s *state.Snapshot, site string) bool {
+	for _, v := range s.VIPs {
+		if _, ok := v.Groups[site]; ok {
+			return true
+		}
+	}
+	for _, n := range s.Nodes {
+		if n.Site == site {
+			return true
+		}
+	}
+	return false
+}
+
+func unknownSite(site string) error {
+	return operation.Unknown("site", site, "field site: value %s: expected a site that exists", state.Quote(site))
+}
+
 // destination is the site that a VIP goes to, with its preflight.
 func (e *Engine) destination(o Evacuation, vip string, with map[string]bool, w world) (to string, checks []plan.Check, err error) {
 	sites := slices.DeleteFunc(slices.Sorted(maps.Keys(w.VIPs[vip].Groups)), func(site string) bool {
 		return site == o.Site || o.To != "" && site != o.To
 	})
 	if len(sites) == 0 {
+		if _, ok := w.VIPs[vip].Groups[o.To]; o.To != "" && !ok {
+			return "", nil, notOf("to", o.To, vip, w.VIPs[vip])
+		}
 		return "", nil, state.FieldError{Field: "to", Found: "value " + state.Quote(o.To),
 			Expected: fmt.Sprintf("another site of VIP %s, which has %s", vip, strings.Join(slices.Sorted(maps.Keys(w.VIPs[vip].Groups)), ", "))}
 	}
@@ -125,8 +160,8 @@ func (e *Engine) destination(o Evacuation, vip string, with map[string]bool, w w
 
 // CancelEvacuation begins no more switchovers of an evacuation, and takes back
 // those that are under way. Those that are over stay.
-func (e *Engine) CancelEvacuation(ctx context.Context, site, by, reason string) error {
-	if err := errors.Join(checkWords(by, reason, nil)...); err != nil {
+func (e *Engine) CancelEvacuation(ctx context.Context, site string, author operation.Author) error {
+	if err := author.Check(); err != nil {
 		return err
 	}
 	if err := e.known(ctx); err != nil {
@@ -134,18 +169,21 @@ func (e *Engine) CancelEvacuation(ctx context.Context, site, by, reason string) 
 	}
 	e.mu.Lock()
 	r, ok := e.evacuations[site]
+	exists := knownSite(e.cache.Snapshot(), site)
 	e.mu.Unlock()
 	switch {
+	case !ok && !exists:
+		return unknownSite(site)
 	case !ok || r.Result != "":
 		return fmt.Errorf("site %s: %w", state.Quote(site), ErrIdle)
 	case r.Cancel != nil:
 		return nil
 	}
 	out := proto.Clone(r.Evacuation).(*medwayv1.Evacuation)
-	out.Cancel = &medwayv1.Cancellation{At: stamp(e.now()), By: by, Reason: reason}
+	out.Cancel = &medwayv1.Cancellation{At: stamp(e.now()), By: author.By, Reason: author.Reason}
 	return e.commitOrder(ctx, write{
 		guards: []store.Guard{{Key: EvacuationKey(site), ModRevision: r.revision}},
-		puts:   []store.Put{{Key: EvacuationKey(site), Value: state.Encode(out)}},
+		puts:   []store.Put{{Key: EvacuationKey(site), Value: state.Encode(out)}, told(author.Event("cancel evacuation of "+site), e.now())},
 	})
 }
 

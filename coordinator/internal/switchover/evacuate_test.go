@@ -130,7 +130,7 @@ func TestEvacuate(t *testing.T) {
 	l.waitsAt("w", StepForce)
 	// Taken back, all of it.
 	l.eventually("it takes the order", func() bool {
-		err := e.CancelEvacuation(ctx, "dc1", "bob", "power is back")
+		err := e.CancelEvacuation(ctx, "dc1", operation.Author{By: "bob", Reason: "power is back"})
 		if err != nil && !errors.Is(err, operation.ErrConflict) {
 			t.Fatal(err)
 		}

@@ -47,6 +47,8 @@ func (e *RefusedError) Error() string {
 type Order struct {
 	VIP, From, To string
 	By, Reason    string
+	// Address is from where it was ordered, for the history.
+	Address string
 	// Force are the checks to override; it needs a reason.
 	Force []plan.CheckName
 	// Drain, if not 0, is how long the old site's backends may be drained.
@@ -88,13 +90,11 @@ func (o Order) check(s *state.Snapshot) error {
 	errs := checkWords(o.By, o.Reason, o.Force)
 	v, ok := s.VIPs[o.VIP]
 	if !ok {
-		errs = append(errs, state.FieldError{Field: "vip", Found: "value " + state.Quote(o.VIP), Expected: "a VIP that exists"})
-		return errors.Join(errs...)
+		return errors.Join(append(errs, unknownVIP(o.VIP))...)
 	}
 	for _, f := range []struct{ field, site string }{{"from", o.From}, {"to", o.To}} {
 		if _, ok := v.Groups[f.site]; !ok {
-			errs = append(errs, state.FieldError{Field: f.field, Found: "value " + state.Quote(f.site),
-				Expected: fmt.Sprintf("a site of %s: %s", o.VIP, strings.Join(slices.Sorted(maps.Keys(v.Groups)), ", "))})
+			errs = append(errs, notOf(f.field, f.site, o.VIP, v))
 		}
 	}
 	if o.Drain != 0 && (o.Drain < shortestDrain || o.Drain > longestDrain) {
@@ -105,6 +105,15 @@ func (o Order) check(s *state.Snapshot) error {
 		errs = append(errs, state.FieldError{Field: "to", Found: "value " + state.Quote(o.To), Expected: "another site than from"})
 	}
 	return errors.Join(errs...)
+}
+
+func unknownVIP(vip string) error {
+	return operation.Unknown("vip", vip, "field vip: value %s: expected a VIP that exists", state.Quote(vip))
+}
+
+// notOf says that a site is not one of a VIP's.
+func notOf(field, site, vip string, v state.VIP) error {
+	return operation.Unknown(field, site, "field %s: value %s: expected a site of %s: %s", field, state.Quote(site), vip, strings.Join(slices.Sorted(maps.Keys(v.Groups)), ", "))
 }
 
 // freshWait is how long an answer to a person waits for what etcd holds at the
@@ -225,7 +234,9 @@ func begin(o Order, checks []plan.Check, evacuation string, w world) *change {
 	if o.Drain != 0 {
 		r.Drain = &medwayv1.DrainOrder{Within: o.Drain.String()}
 	}
-	return &change{record: r, target: o.To, event: &medwayv1.Event{What: "switch", From: o.From, To: o.To, By: o.By, Reason: o.Reason}}
+	return &change{record: r, target: o.To, event: &medwayv1.Event{
+		What: "switch", From: o.From, To: o.To, By: o.By, Reason: o.Reason, FromAddress: o.Address,
+	}}
 }
 
 // write is a change as it is committed: record, target and event together, or
@@ -270,8 +281,8 @@ func (e *Engine) poke() {
 
 // Cancel asks for a switchover to go back to where it came from, at whatever step
 // it is; the record tells when it has. Asked twice is asked once.
-func (e *Engine) Cancel(ctx context.Context, vip, by, reason string) error {
-	if err := errors.Join(checkWords(by, reason, nil)...); err != nil {
+func (e *Engine) Cancel(ctx context.Context, vip string, author operation.Author) error {
+	if err := author.Check(); err != nil {
 		return err
 	}
 	if err := e.known(ctx); err != nil {
@@ -279,14 +290,17 @@ func (e *Engine) Cancel(ctx context.Context, vip, by, reason string) error {
 	}
 	e.mu.Lock()
 	r, ok := e.records[vip]
+	_, exists := e.cache.Snapshot().VIPs[vip]
 	e.mu.Unlock()
 	switch {
+	case !ok && !exists:
+		return unknownVIP(vip)
 	case !ok || r.Result != "":
 		return fmt.Errorf("VIP %s: %w", state.Quote(vip), ErrIdle)
 	case r.Cancel != nil:
 		return nil
 	}
-	c := change{record: r.cancelled(by, reason, e.now())}
+	c := change{record: r.cancelled(author.By, author.Reason, e.now()), event: author.Event("cancel")}
 	w := c.write(vip, e.now())
 	w.guards = append(w.guards, store.Guard{Key: Key(vip), ModRevision: r.revision})
 	return e.commitOrder(ctx, w)

@@ -1,4 +1,6 @@
-package main
+// Package access sets up who may do what in etcd: certificates, users and roles. It is
+// the one home of `medwayctl certs`, `medwayctl init-etcd` and `medway-coordinator init`.
+package access
 
 import (
 	"fmt"
@@ -72,15 +74,15 @@ func siteOf(rights map[store.Range]store.Rights) string {
 	return sites[0]
 }
 
-// people are the users of medway's roles: nodes by name with their sites.
-type people struct {
+// People are the users of medway's roles: nodes by name with their sites.
+type People struct {
 	nodes              map[string]string
 	operators, viewers []string
 }
 
-// checkUser says whether a name can be a certificate's common name, a user's
+// CheckUser says whether a name can be a certificate's common name, a user's
 // and a file's.
-func checkUser(name string) error {
+func CheckUser(name string) error {
 	bad := func(r rune) bool { return !unicode.IsPrint(r) || strings.ContainsRune("/\\,=", r) }
 	if name == "" || len(name) > 64 || strings.TrimSpace(name) != name || strings.HasPrefix(name, ".") || strings.ContainsFunc(name, bad) {
 		return fmt.Errorf("value %.80q: expected 1 to 64 printable characters, not beginning with '.', without '/', '\\', ',' and '='", name)
@@ -88,9 +90,9 @@ func checkUser(name string) error {
 	return nil
 }
 
-// parsePeople checks the flags' values.
-func parsePeople(nodes, operators, viewers []string) (people, error) {
-	p := people{nodes: map[string]string{}, operators: operators, viewers: viewers}
+// ParsePeople checks the flags' values.
+func ParsePeople(nodes, operators, viewers []string) (People, error) {
+	p := People{nodes: map[string]string{}, operators: operators, viewers: viewers}
 	taken := map[string]string{}
 	take := func(flag, name string) error {
 		if name == store.RootUser {
@@ -122,7 +124,7 @@ func parsePeople(nodes, operators, viewers []string) (people, error) {
 	}
 	for flag, names := range map[string][]string{"--operator": operators, "--viewer": viewers} {
 		for _, name := range names {
-			if err := checkUser(name); err != nil {
+			if err := CheckUser(name); err != nil {
 				return p, fmt.Errorf("flag %s: %w", flag, err)
 			}
 			if err := take(flag, name); err != nil {
@@ -136,8 +138,8 @@ func parsePeople(nodes, operators, viewers []string) (people, error) {
 // remember adds those that have medway's roles already and were not named. A
 // role alone is nobody: a user who was deleted, or whose role was taken, has lost
 // a key or left, and must not come back by himself.
-func (p people) remember(have store.Access) (people, error) {
-	all := people{map[string]string{}, slices.Clone(p.operators), slices.Clone(p.viewers)}
+func (p People) remember(have store.Access) (People, error) {
+	all := People{map[string]string{}, slices.Clone(p.operators), slices.Clone(p.viewers)}
 	maps.Copy(all.nodes, p.nodes)
 	named := func(user string) bool {
 		_, node := p.nodes[user]
@@ -165,8 +167,8 @@ func (p people) remember(have store.Access) (people, error) {
 	return all, nil
 }
 
-// access is what etcd should hold for them.
-func (p people) access() store.Access {
+// Access is what etcd should hold for them.
+func (p People) Access() store.Access {
 	want := store.Access{
 		Enabled: true,
 		Roles: map[string]map[store.Range]store.Rights{

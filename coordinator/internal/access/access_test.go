@@ -1,4 +1,4 @@
-package main
+package access
 
 import (
 	"fmt"
@@ -60,7 +60,7 @@ func applyChanges(t *testing.T, a store.Access, list []store.AccessChange) store
 	return out
 }
 
-var team = people{nodes: map[string]string{"n1": "dc1"}, operators: []string{"alice"}, viewers: []string{"grafana"}}
+var team = People{nodes: map[string]string{"n1": "dc1"}, operators: []string{"alice"}, viewers: []string{"grafana"}}
 
 func TestChangesFromNothing(t *testing.T) {
 	want := []string{
@@ -87,20 +87,20 @@ func TestChangesFromNothing(t *testing.T) {
 		"+ user root", "+ user root: role root",
 		"+ enable authentication",
 	}
-	list := changes(store.Access{}, team.access(), false, "root")
+	list := changes(store.Access{}, team.Access(), false, "root")
 	if diff := cmp.Diff(want, lines(list)); diff != "" {
 		t.Error(diff)
 	}
 	have := applyChanges(t, store.Access{}, list)
-	if diff := cmp.Diff(team.access(), have); diff != "" {
+	if diff := cmp.Diff(team.Access(), have); diff != "" {
 		t.Error(diff)
 	}
 	// Nobody is named the second time: all are remembered, and nothing is to do.
-	all, err := people{}.remember(have)
+	all, err := People{}.remember(have)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if list := changes(have, all.access(), false, "root"); len(list) != 0 {
+	if list := changes(have, all.Access(), false, "root"); len(list) != 0 {
 		t.Errorf("the second time: %q", lines(list))
 	}
 }
@@ -110,51 +110,51 @@ func TestChangesOfWhatDiffers(t *testing.T) {
 	for _, test := range []struct {
 		name  string
 		spoil func(*store.Access)
-		named people
+		named People
 		prune bool
 		want  []string
 	}{
 		{"a right too many", func(a *store.Access) {
 			a.Roles["medway-node-n1"][store.PrefixRange("/medway/v1/claims/")] = store.Rights{Write: true}
-		}, people{}, false, []string{"- role medway-node-n1: write /medway/v1/claims/*"}},
+		}, People{}, false, []string{"- role medway-node-n1: write /medway/v1/claims/*"}},
 		{"a key made a prefix", func(a *store.Access) {
 			delete(a.Roles["medway-node-n1"], store.KeyRange("/medway/v1/nodes/n1"))
 			a.Roles["medway-node-n1"][store.PrefixRange("/medway/v1/nodes/n1")] = store.Rights{Write: true}
-		}, people{}, false, []string{"+ role medway-node-n1: write /medway/v1/nodes/n1", "- role medway-node-n1: write /medway/v1/nodes/n1*"}},
+		}, People{}, false, []string{"+ role medway-node-n1: write /medway/v1/nodes/n1", "- role medway-node-n1: write /medway/v1/nodes/n1*"}},
 		{"everything from here on", func(a *store.Access) {
 			a.Roles["medway-viewer"][store.Range{Key: "/a", End: "\x00"}] = store.Rights{Read: true}
-		}, people{}, false, []string{`- role medway-viewer: read ["/a", "\x00")`}},
+		}, People{}, false, []string{`- role medway-viewer: read ["/a", "\x00")`}},
 		{"reading became writing", func(a *store.Access) {
 			a.Roles["medway-viewer"][store.PrefixRange("/medway/")] = store.Rights{Read: true, Write: true}
-		}, people{}, false, []string{"+ role medway-viewer: read /medway/*"}},
+		}, People{}, false, []string{"+ role medway-viewer: read /medway/*"}},
 		{"a node with a role of its own and root's", func(a *store.Access) {
 			a.Users["n1"] = []string{"medway-node-n1", "root"}
-		}, people{}, false, []string{"- user n1: role root"}},
+		}, People{}, false, []string{"- user n1: role root"}},
 		{"an operator who is root too, and others' users and roles", func(a *store.Access) {
 			a.Users["alice"] = []string{"medway-operator", "root"}
 			a.Users["shop"], a.Roles["shop"] = []string{"shop"}, map[store.Range]store.Rights{store.PrefixRange("/shop/"): {Read: true}}
-		}, people{}, false, nil},
-		{"a node moves", func(*store.Access) {}, people{nodes: map[string]string{"n1": "dc2"}}, false, []string{
+		}, People{}, false, nil},
+		{"a node moves", func(*store.Access) {}, People{nodes: map[string]string{"n1": "dc2"}}, false, []string{
 			"+ role medway-node-n1: write /medway/v1/owners/dc2/*", "- role medway-node-n1: write /medway/v1/owners/dc1/*",
 		}},
-		{"a viewer becomes an operator", func(*store.Access) {}, people{operators: []string{"grafana"}}, false, []string{
+		{"a viewer becomes an operator", func(*store.Access) {}, People{operators: []string{"grafana"}}, false, []string{
 			"+ user grafana: role medway-operator", "- user grafana: role medway-viewer",
 		}},
-		{"a node's user is deleted, for its key is lost", func(a *store.Access) { delete(a.Users, "n1") }, people{}, false, nil},
-		{"a node's role is taken from it", func(a *store.Access) { a.Users["n1"] = nil }, people{}, false, nil},
-		{"a node's user is deleted, and is named again", func(a *store.Access) { delete(a.Users, "n1") }, people{nodes: map[string]string{"n1": "dc1"}}, false, []string{
+		{"a node's user is deleted, for its key is lost", func(a *store.Access) { delete(a.Users, "n1") }, People{}, false, nil},
+		{"a node's role is taken from it", func(a *store.Access) { a.Users["n1"] = nil }, People{}, false, nil},
+		{"a node's user is deleted, and is named again", func(a *store.Access) { delete(a.Users, "n1") }, People{nodes: map[string]string{"n1": "dc1"}}, false, []string{
 			"+ user n1", "+ user n1: role medway-node-n1",
 		}},
-		{"what a killed run left", func(a *store.Access) { a.Users[rescuer] = []string{"root"} }, people{}, false, []string{"- user " + rescuer}},
+		{"what a killed run left", func(a *store.Access) { a.Users[rescuer] = []string{"root"} }, People{}, false, []string{"- user " + rescuer}},
 		{"prune", func(a *store.Access) {
 			a.Users["alice"] = []string{"medway-operator", "shop"}
 			a.Users["shop"], a.Roles["shop"] = []string{"shop"}, nil
-		}, people{viewers: []string{"grafana"}}, true, []string{
+		}, People{viewers: []string{"grafana"}}, true, []string{
 			"- user alice: role medway-operator", "- user n1", "- role medway-node-n1",
 		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			have := applyChanges(t, store.Access{}, changes(store.Access{}, team.access(), false, "root"))
+			have := applyChanges(t, store.Access{}, changes(store.Access{}, team.Access(), false, "root"))
 			test.spoil(&have)
 			named, err := test.named, error(nil)
 			if !test.prune {
@@ -162,7 +162,7 @@ func TestChangesOfWhatDiffers(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			list := changes(have, named.access(), test.prune, "root")
+			list := changes(have, named.Access(), test.prune, "root")
 			if diff := cmp.Diff(test.want, lines(list)); diff != "" {
 				t.Error(diff)
 			}
@@ -172,7 +172,7 @@ func TestChangesOfWhatDiffers(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if list := changes(after, named.access(), test.prune, "root"); len(list) != 0 {
+			if list := changes(after, named.Access(), test.prune, "root"); len(list) != 0 {
 				t.Errorf("the second time: %q", lines(list))
 			}
 		})
@@ -233,7 +233,7 @@ func TestRememberNeedsASite(t *testing.T) {
 			Roles: map[string]map[store.Range]store.Rights{"medway-node-n1": rights},
 			Users: map[string][]string{"n1": {"medway-node-n1"}},
 		}
-		if _, err := (people{}).remember(have); err == nil || !strings.Contains(err.Error(), "--node n1=SITE") {
+		if _, err := (People{}).remember(have); err == nil || !strings.Contains(err.Error(), "--node n1=SITE") {
 			t.Errorf("sites %v: %v", keys, err)
 		}
 		if _, err := team.remember(have); err != nil {
@@ -263,11 +263,11 @@ func TestPeopleAreChecked(t *testing.T) {
 		{viewers: []string{"a\nb"}, want: "flag --viewer"},
 		{viewers: []string{strings.Repeat("x", 65)}, want: "flag --viewer"},
 	} {
-		if _, err := parsePeople(test.nodes, test.operators, test.viewers); err == nil || !strings.Contains(err.Error(), test.want) {
+		if _, err := ParsePeople(test.nodes, test.operators, test.viewers); err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%v: error %v, expected it to contain %q", fmt.Sprint(test), err, test.want)
 		}
 	}
-	if _, err := parsePeople([]string{"n1=dc1"}, []string{"alice@example.com"}, []string{"Bob Miller"}); err != nil {
+	if _, err := ParsePeople([]string{"n1=dc1"}, []string{"alice@example.com"}, []string{"Bob Miller"}); err != nil {
 		t.Error(err)
 	}
 }
