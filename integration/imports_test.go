@@ -50,6 +50,7 @@ var mayImport = map[string][]string{
 	"coordinator/internal/switchover":    {"coordinator/internal/operation", "pkg/state", "pkg/store", "pkg/plan", "proto/..."},
 	"coordinator/internal/operation":     {"pkg/state", "pkg/store", "pkg/plan", "pkg/reconcile", "pkg/intent", "proto/..."},
 	"coordinator/internal/api":           {"coordinator/internal/...", "pkg/state", "pkg/store", "pkg/plan", "pkg/intent", "proto/..."},
+	"coordinator/internal/console":       {"coordinator/internal/api", "coordinator/internal/auth", "coordinator/internal/operation", "pkg/state", "pkg/plan", "proto/..."},
 	"coordinator/cmd/medway-coordinator": {"coordinator"},
 	"coordinator/cmd/medwayctl":          {"coordinator", "proto/..."},
 
