@@ -230,3 +230,13 @@ func (a *agents) move(vip string) {
 		meds[r.To] = 100
 	}
 }
+
+// mend has a site's node tell of no faults any more.
+func (a *agents) mend(dc string) {
+	a.mu.Lock()
+	delete(a.faults, dc)
+	a.mu.Unlock()
+	a.release()
+}
+
+func unmarshal(text string, into proto.Message) error { return protojson.Unmarshal([]byte(text), into) }

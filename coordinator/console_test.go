@@ -601,7 +601,7 @@ func TestConsoleForms(t *testing.T) {
 	agents := w.agents("sip-1", "sip-2")
 	b := w.as(Permission{Name: "alice", Role: "operator"})
 	b.shows("the overview", b.get("/"), http.StatusOK, "All is well: 2 of 2 nodes live, and each of 2 VIPs is served by its target site", "Served by dc1",
-		"203.0.113.10", "2001:db8:5060::10", "dc1-lvs-a", `<noscript><meta http-equiv="refresh"`, "knows 100 % of them", "412")
+		"203.0.113.10", "2001:db8:5060::10", "dc1-lvs-a", `<noscript><meta http-equiv="refresh"`, "parity <b>100 %</b>", "412")
 	b.shows("a VIP", b.get("/vips/sip-1"), http.StatusOK, "tcp 5060 to pool sbc", `href="/vips/sip-1/switch?to=dc2"`, "the target is dc1")
 	b.shows("pools", b.get("/pools"), http.StatusOK, "dc1-sbc1", "10.2.1.21")
 	b.shows("nodes", b.get("/nodes"), http.StatusOK, "dc2-lvs-a", "2 of 2", "v1.4.0")

@@ -49,8 +49,7 @@ func (f *form) read(r *http.Request) (complete bool) {
 // deed is an act that is one change of etcd, or one order.
 type deed struct {
 	form
-	need auth.Role
-	vip  string // "": all
+	vip string // "": all
 	// do does it, or with dry looks what it would do.
 	do func(ctx context.Context, reason string, dry bool) (*medwayv1.ChangeResponse, error)
 }
@@ -72,7 +71,7 @@ func doing[R any](call change[R], request func(reason string, dry bool) *R) func
 func (c *Console) deed(r *http.Request) (d deed, known bool) {
 	vip, node, site, what := r.PathValue("vip"), r.PathValue("node"), r.PathValue("site"), r.PathValue("act")
 	kind, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
-	d.need, d.vip = auth.Operator, vip
+	d.vip = vip
 	ofVIP := func(reason string, dry bool) *medwayv1.VIPRequest {
 		return &medwayv1.VIPRequest{Vip: vip, All: kind == "all", Reason: reason, DryRun: dry}
 	}
@@ -137,7 +136,7 @@ func (c *Console) act(w http.ResponseWriter, r *http.Request, v visit) (*page, e
 	if !known {
 		return nil, connect.NewError(connect.CodeNotFound, errors.New("there is no such page"))
 	}
-	if err := v.who.May(d.need, d.vip); err != nil {
+	if err := v.who.May(auth.Operator, d.vip); err != nil {
 		return nil, connect.NewError(connect.CodePermissionDenied, err)
 	}
 	p := &page{template: "act", Title: d.Title}
@@ -178,21 +177,21 @@ type checkView struct {
 	Forceable, Force bool
 }
 
-// checkTitles are what checks look at, as said when passed.
+// checkTitles are what checks look at.
 var checkTitles = map[string]string{
-	"current":  "The traffic is in the old site",
-	"nodes":    "A node of the new site lives",
-	"warm":     "It knows the connections",
-	"bgp":      "Routers hear it",
-	"kernel":   "Its kernel is as planned",
-	"owner":    "It owns the VIP, and can serve it",
-	"health":   "The new site has backends",
-	"capacity": "They have room for all connections",
-	"parity":   "The new site knows the old site's connections",
-	"lock":     "Not locked",
-	"pause":    "Not paused",
-	"restore":  "No restore of etcd is under way",
-	"busy":     "No other switchover is under way",
+	"current":  "Where the traffic is now",
+	"nodes":    "A live node in the new site",
+	"warm":     "Its connection table",
+	"bgp":      "Its BGP sessions",
+	"kernel":   "Its kernel, beside the plan",
+	"owner":    "The VIP's owner in the new site",
+	"health":   "Backends in the new site",
+	"capacity": "Room for all connections",
+	"parity":   "Parity: the old site's connections are known",
+	"lock":     "Lock",
+	"pause":    "Pause",
+	"restore":  "Restore of etcd",
+	"busy":     "Another switchover",
 }
 
 // checksOf are the checks, those that refuse first.
@@ -236,7 +235,7 @@ func (c *Console) switchover(w http.ResponseWriter, r *http.Request, v visit) (*
 		from = all.Targets[vip].Site
 	}
 	request := &medwayv1.SwitchRequest{Vip: vip, From: from, To: to, Force: r.PostForm["force"]}
-	body := &switchBody{VIP: vip, From: from, To: to, May: v.may(auth.Operator, vip), form: form{
+	body := &switchBody{VIP: vip, From: from, To: to, May: v.mayOperate(vip), form: form{
 		Title: fmt.Sprintf("Switch %s to %s", vip, to), Button: fmt.Sprintf("Switch %s to %s", vip, to), Danger: true, Confirm: vip,
 		Must: len(request.Force) > 0, Back: link("vips", vip),
 	}}

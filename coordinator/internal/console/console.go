@@ -239,7 +239,7 @@ func (c *Console) fail(w http.ResponseWriter, r *http.Request, who *api.Session,
 		}
 	}
 	back := "/"
-	if r.Method == http.MethodPost {
+	if r.Method == http.MethodPost && who != nil {
 		back = r.URL.RequestURI()
 	}
 	c.show(w, who, &page{template: "error", Title: titleOf(err), status: statusOf(err), Body: struct{ Words, Back string }{words(err), back}})
@@ -283,6 +283,6 @@ func titleOf(err error) string {
 	return "Something is wrong here"
 }
 
-// may says whether somebody has a role, for a VIP: so that no button is shown that would
+// mayOperate says whether somebody may operate a VIP, "" for all: so that no button is shown that would
 // be refused. The API refuses by itself.
-func (v visit) may(need auth.Role, vip string) bool { return v.who.May(need, vip) == nil }
+func (v visit) mayOperate(vip string) bool { return v.who.May(auth.Operator, vip) == nil }

@@ -15,7 +15,7 @@ const (
 	maxStreams = 8
 	// quiet is between two events of a stream at least, so that a burst of changes is
 	// one; numbers is when there is one though etcd has no news: live numbers have.
-	quiet   = 300 * time.Millisecond
+	quiet   = 400 * time.Millisecond
 	numbers = 3 * time.Second
 )
 

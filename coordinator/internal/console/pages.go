@@ -12,7 +12,6 @@ import (
 
 	"connectrpc.com/connect"
 
-	"github.com/medway-lb/medway/coordinator/internal/auth"
 	"github.com/medway-lb/medway/pkg/state"
 
 	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
@@ -64,7 +63,7 @@ func link(parts ...string) (path string) {
 
 // switches are the buttons that move a VIP.
 func (v visit) switches(vip *vipView) (out []button) {
-	if !v.may(auth.Operator, vip.Name) || vip.Move != nil && vip.Move.Running {
+	if !v.mayOperate(vip.Name) || vip.Move != nil && vip.Move.Running {
 		return nil
 	}
 	for _, site := range vip.Others() {
@@ -75,7 +74,7 @@ func (v visit) switches(vip *vipView) (out []button) {
 
 // acts are the other buttons of a VIP.
 func (v visit) acts(vip *vipView) (out []button) {
-	if !v.may(auth.Operator, vip.Name) {
+	if !v.mayOperate(vip.Name) {
 		return nil
 	}
 	if vip.Move != nil && vip.Move.Running {
@@ -157,7 +156,7 @@ func (c *Console) overview(_ http.ResponseWriter, _ *http.Request, v visit) (*pa
 			body.Says = fmt.Sprintf("All is well: %d of %d nodes live, and the VIP is served by its target site", live, len(nodes))
 		}
 	}
-	if v.may(auth.Operator, "") {
+	if v.mayOperate("") {
 		if _, paused := w.Pauses[""]; paused {
 			body.Acts = append(body.Acts, button{"Resume all", "/all/resume", ""})
 		} else {
@@ -242,7 +241,7 @@ func (c *Console) node(_ http.ResponseWriter, r *http.Request, v visit) (*page, 
 	}
 	var acts []button
 	switch {
-	case !v.may(auth.Operator, ""):
+	case !v.mayOperate(""):
 	case node.Drained != "":
 		acts = append(acts, button{"Undrain", link("nodes", name, "undrain"), "primary"})
 	default:
@@ -318,7 +317,7 @@ func (c *Console) site(_ http.ResponseWriter, r *http.Request, v visit) (*page, 
 		}
 	}
 	switch {
-	case !v.may(auth.Operator, ""):
+	case !v.mayOperate(""):
 	case running:
 		body.Acts = append(body.Acts, button{"Cancel the evacuation", link("sites", name, "cancel"), "danger"})
 	case len(body.VIPs) > 0:

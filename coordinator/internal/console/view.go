@@ -115,7 +115,7 @@ type siteView struct {
 	Told        bool
 	Connections uint64
 	Packets     uint64
-	// Parity is how many of the active site's connections are known here; "" there.
+	// Parity is how many percent of the active site's connections are known here; "" there.
 	Parity    string
 	ParityLow bool
 	Backends  int
@@ -227,7 +227,7 @@ func (v *vipView) compare(least uint32) {
 		if active.Connections > 0 {
 			percent = min(100, s.Connections*100/active.Connections)
 		}
-		s.Parity = fmt.Sprintf("knows %d %% of them", percent)
+		s.Parity = fmt.Sprintf("%d %%", percent)
 		s.ParityLow = percent < uint64(least)
 	}
 }
@@ -275,7 +275,7 @@ func (v *vipView) judge() {
 		case !ready:
 			add(bad, "%s could not take over: no living node there announces it", s.Name)
 		case s.ParityLow:
-			add(notable, "%s %s: calls would be lost", s.Name, s.Parity)
+			add(notable, "%s knows only %s of the connections of %s: a switch there would lose calls", s.Name, s.Parity, v.Active)
 		}
 	}
 	if v.Lock != "" {

@@ -1,5 +1,5 @@
 // Shows changes as they come: at each event of the server the page is fetched again, and
-// its <main> takes the place of the one that is shown. Pages with forms are left alone.
+// the <main> that is shown is made like the new one. Pages with forms are left alone.
 (() => {
   "use strict";
   const main = document.querySelector("main[data-live]");
@@ -15,17 +15,34 @@
     lost = !is;
     link.hidden = false;
     link.className = "link " + (is ? "ok" : "bad");
-    link.textContent = is ? "● live" : "✕ No connection since " + new Date().toISOString().slice(11, 19) + " UTC: what you see may be old";
+    link.textContent = is ? "● live" : "✕ No news since " + new Date().toISOString().slice(11, 19) + " UTC: what you see may be old";
   }
 
-  // place finds an element again in a page that was made anew.
-  function place(e) {
-    if (!e || !main.contains(e)) return null;
-    if (e.id) return () => document.getElementById(e.id);
-    const tag = e.tagName, href = e.getAttribute("href");
-    const same = () => [...main.querySelectorAll(tag)].filter((x) => x.getAttribute("href") === href);
-    const at = same().indexOf(e);
-    return () => same()[at];
+  const key = (e) => e.id || (e.getAttribute && e.getAttribute("aria-labelledby")) || "";
+
+  // morph makes a node that is shown like a new one, and leaves what is equal: what has
+  // the focus, is selected or is being pressed stays.
+  function morph(shown, fresh) {
+    if (shown.nodeType !== Node.ELEMENT_NODE) {
+      if (shown.data !== fresh.data) shown.data = fresh.data;
+      return;
+    }
+    for (const { name } of [...shown.attributes]) {
+      if (!fresh.hasAttribute(name) && !(name === "open" && shown.nodeName === "DETAILS")) shown.removeAttribute(name);
+    }
+    for (const { name, value } of fresh.attributes) {
+      if (shown.getAttribute(name) !== value) shown.setAttribute(name, value);
+    }
+    const had = [...shown.childNodes];
+    let at = shown.firstChild;
+    for (const child of [...fresh.childNodes]) {
+      const i = had.findIndex((e) => e.nodeName === child.nodeName && key(e) === key(child));
+      if (i < 0) { shown.insertBefore(child, at); continue; }
+      const [same] = had.splice(i, 1);
+      if (same === at) at = at.nextSibling; else shown.insertBefore(same, at);
+      morph(same, child);
+    }
+    for (const e of had) e.remove();
   }
 
   function words() {
@@ -38,14 +55,10 @@
     if (!fresh) { location.reload(); return; }
     if (main.querySelector("input:focus, select:focus, textarea:focus")) return;
     const before = words();
-    const focus = place(document.activeElement);
-    const open = [...main.querySelectorAll("details[open]")].map(place);
-    const x = scrollX, y = scrollY;
-    main.replaceChildren(...fresh.childNodes);
+    const focus = document.activeElement;
+    morph(main, fresh);
+    if (focus.isConnected && focus !== document.activeElement) focus.focus({ preventScroll: true }); // it was moved
     document.title = page.title;
-    for (const find of open) { const e = find(); if (e) e.open = true; }
-    if (focus) { const e = focus(); if (e) e.focus({ preventScroll: true }); }
-    scrollTo({ left: x, top: y, behavior: "instant" });
     const after = words();
     if (after !== before) said.textContent = after;
   }
