@@ -61,7 +61,7 @@ func (w *world) agents(vips ...string) *agents {
 		server := httptest.NewServer(http.HandlerFunc(func(out http.ResponseWriter, _ *http.Request) { a.live(out, dc) }))
 		w.t.Cleanup(server.Close)
 		a.urls[dc] = server.URL
-		w.write("/medway/v1/backends/sbc/"+dc+"-sbc1", fmt.Sprintf(`{"site":%q,"address":"10.%d.1.21"}`, dc, i+1))
+		w.write("/medway/v1/backends/sbc/"+dc+"-sbc1", fmt.Sprintf(`{"site":%q,"address":"10.%[2]d.1.21","address6":"2001:db8:%[2]d::21"}`, dc, i+1))
 		w.write("/medway/v1/nodes/"+dc+"-lvs-a", string(state.Encode(&medwayv1.Node{
 			MachineId: dc, Site: dc, Group: "edge", Ipv4: fmt.Sprintf("10.%d.0.11", i+1), SyncAddress: fmt.Sprintf("169.254.2.%d", i+1), Schema: 3, Version: "v1.4.0",
 		})))
