@@ -42,12 +42,10 @@ func cached(parts ...string) string {
 
 // screen is a real browser that looks at the console.
 type screen struct {
-	w      *world
-	ctx    context.Context
-	axe    string
-	wide   bool
-	dark   bool
-	prefix string // of screenshots
+	w          *world
+	ctx        context.Context
+	axe        string
+	wide, dark bool
 
 	mu       sync.Mutex
 	problems []string
