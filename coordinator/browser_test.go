@@ -259,7 +259,7 @@ func TestBrowser(t *testing.T) {
 	s.run("unlock", chromedp.Navigate(w.url+"/vips/sip-1"), chromedp.Click(`a[href="/vips/sip-1/unlock"]`), chromedp.WaitVisible("#reason"),
 		chromedp.SendKeys("#reason", "the line is mended"), chromedp.Click("main form button"), chromedp.WaitVisible(`a[href="/vips/sip-1/switch?to=dc2"]`))
 	s.waits("Served by dc1")
-	agents.hold("raise")
+	agents.hold("normalise")
 	s.run("button", chromedp.Click(`a[href="/vips/sip-1/switch?to=dc2"]`), chromedp.WaitVisible("#confirm"))
 	s.waits("All 13 checks are passed")
 	s.everywhere("switch", "/vips/sip-1/switch?to=dc2")
@@ -281,7 +281,7 @@ func TestBrowser(t *testing.T) {
 		t.Error("the reason has to be typed again")
 	}
 	s.run("its name", chromedp.SendKeys("#confirm", "sip-1"), chromedp.Click("main form button"), chromedp.WaitVisible(".steps"))
-	s.waits("Step raise: waits for")
+	s.waits("Step normalise: waits for")
 	s.waits("● live")
 	s.run("mark", chromedp.Evaluate(`window.same = true; 0`, nil))
 	s.everywhere("moving", "/vips/sip-1")

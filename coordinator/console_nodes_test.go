@@ -54,7 +54,8 @@ func (w *world) agents(vips ...string) *agents {
 		w.t.Fatal(err)
 	}
 	a.lease = lease.ID()
-	w.write("/medway/v1/settings", `{"settle":"10ms","normalise_after":"1s"}`)
+	// The step "normalise" is given up so late that a test may hold it and look around.
+	w.write("/medway/v1/settings", `{"settle":"10ms","normalise_after":"5m"}`)
 	w.write("/medway/v1/pools/sbc", `{"thresholds":{"upper":100000,"lower":90000}}`)
 	for i, dc := range dcs {
 		server := httptest.NewServer(http.HandlerFunc(func(out http.ResponseWriter, _ *http.Request) { a.live(out, dc) }))

@@ -644,11 +644,11 @@ func TestConsoleForms(t *testing.T) {
 	})
 
 	// Forced, seen on its way, and cancelled.
-	agents.hold("raise")
+	agents.hold("normalise")
 	b.shows("forced", b.post("/vips/sip-1/switch", "confirm", "sip-1", "force", "owner", "reason", "dc1 burns", "from", "dc1", "to", "dc2"),
 		http.StatusOK, "Moving from dc1 to dc2", "checks overridden: owner", "dc1 burns", "/vips/sip-1/cancel")
-	w.until("it waits at raise", func() error {
-		if a := b.get("/vips/sip-1"); !strings.Contains(a.text, "Step raise: waits for") {
+	w.until("it waits at normalise", func() error {
+		if a := b.get("/vips/sip-1"); !strings.Contains(a.text, "Step normalise: waits for") {
 			return errors.New(a.text)
 		}
 		return nil
