@@ -1,5 +1,5 @@
-// Package coordinator is one management server: it serves the API, and carries on
-// planned switchovers. Any number of them may run beside each other, and none of them
+// Package coordinator is one management server: it serves the API and the console, and
+// carries on planned switchovers. Any number of them may run beside each other, and none of them
 // is in the way of traffic.
 package coordinator
 
@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/medway-lb/medway/coordinator/internal/api"
+	"github.com/medway-lb/medway/coordinator/internal/console"
 	"github.com/medway-lb/medway/coordinator/internal/switchover"
 	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
@@ -63,8 +64,9 @@ func New(c Config, log *zap.Logger) (*Coordinator, error) {
 	out.engine = switchover.New(engine)
 	out.api = api.New(api.Config{
 		Store: client, Engine: out.engine, Live: out.live.all, Reserved: store.Hosts(c.Etcd.Endpoints), Log: log.Named("api"),
-		Own: func() []state.Fault { return c.expiring(time.Now()) },
+		Plain: secured == nil, Own: func() []state.Fault { return c.expiring(time.Now()) },
 	})
+	pages := console.New(console.Config{API: out.api, Trend: out.live.trends.of, Plain: secured == nil, Log: log.Named("console")})
 	protocols := &http.Protocols{}
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(true)
@@ -75,7 +77,7 @@ func New(c Config, log *zap.Logger) (*Coordinator, error) {
 		return nil, err
 	}
 	out.server = &http.Server{
-		Handler: out.api.Handler(), TLSConfig: secured, Protocols: protocols,
+		Handler: out.api.Handler(pages.Handler()), TLSConfig: secured, Protocols: protocols,
 		ReadHeaderTimeout: requestTime / 3, ReadTimeout: requestTime, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 32 << 10,
 		ErrorLog: httpLog,
 	}

@@ -61,6 +61,9 @@ type world struct {
 	etcd      *store.Client
 	url       string
 	logs      *observer.ObservedLogs
+	serves    *Coordinator
+	// stop ends it, at the end of the test at the latest.
+	stop func()
 }
 
 func newWorld(t *testing.T) *world {
@@ -69,7 +72,7 @@ func newWorld(t *testing.T) *world {
 	return newWorldOf(t, etcd)
 }
 
-func newWorldOf(t *testing.T, etcd string) *world {
+func newWorldOf(t *testing.T, etcd string, changes ...func(*Config)) *world {
 	t.Helper()
 	dir := t.TempDir()
 	authority, _, err := pki.Open(dir)
@@ -85,6 +88,9 @@ func newWorldOf(t *testing.T, etcd string) *world {
 		Listen: "127.0.0.1:0", TLS: TLS{Cert: cert, Key: key, ClientCA: authority.CA()},
 		Etcd: Etcd{Endpoints: []string{etcd}, Insecure: true}, Verify: VerifyOff, // there is no VIP to ask
 	}
+	for _, change := range changes {
+		change(&w.config)
+	}
 	if w.roots, err = store.CertPool(authority.CA()); err != nil {
 		t.Fatal(err)
 	}
@@ -99,16 +105,21 @@ func newWorldOf(t *testing.T, etcd string) *world {
 		t.Fatal(err)
 	}
 	w.url = "https://" + c.Address().String()
+	if w.config.TLS.Insecure {
+		w.url = "http://" + c.Address().String()
+	}
+	w.serves = c
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- c.Run(ctx) }()
-	t.Cleanup(func() {
+	w.stop = sync.OnceFunc(func() {
 		stop()
 		if err := <-ended; err != nil {
 			t.Errorf("it ended with %v", err)
 		}
 		c.Close()
 	})
+	t.Cleanup(w.stop)
 	return w
 }
 

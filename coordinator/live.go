@@ -39,6 +39,7 @@ type live struct {
 	mu      sync.Mutex
 	numbers map[string]*medwayv1.Live
 	polled  map[string]poller // by node
+	trends  *trends
 }
 
 // poller asks one node, at one address.
@@ -48,7 +49,7 @@ type poller struct {
 }
 
 func newLive(client *store.Client, c Config, log *zap.Logger) *live {
-	return &live{client: client, config: c, log: log, numbers: map[string]*medwayv1.Live{}, polled: map[string]poller{}}
+	return &live{client: client, config: c, log: log, numbers: map[string]*medwayv1.Live{}, polled: map[string]poller{}, trends: newTrends()}
 }
 
 // all are the numbers of this moment. One of a node that does not answer any more is
@@ -63,6 +64,7 @@ func (l *live) all() map[string]*medwayv1.Live {
 func (l *live) run(ctx context.Context) error {
 	var running sync.WaitGroup
 	defer running.Wait()
+	running.Go(func() { l.trends.run(ctx, l.all) })
 	return l.client.Follow(ctx, state.StatusPrefix, func(u store.Update) {
 		gone := map[string]bool{}
 		if u.Reset {

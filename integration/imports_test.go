@@ -54,6 +54,7 @@ var mayImport = map[string][]string{
 	"coordinator/internal/operation":     {"pkg/state", "pkg/store", "pkg/plan", "pkg/reconcile", "pkg/intent", "proto/..."},
 	"coordinator/internal/api":           {"coordinator/internal/...", "pkg/state", "pkg/store", "pkg/plan", "pkg/intent", "proto/..."},
 	"coordinator/cmd/medway-coordinator": {"coordinator", "pkg/daemon"},
+	"coordinator/internal/console":       {"coordinator/internal/api", "coordinator/internal/auth", "coordinator/internal/operation", "pkg/state", "pkg/plan", "proto/..."},
 	"coordinator/cmd/medwayctl":          {"coordinator", "proto/..."},
 
 	"integration/...": {"..."},

@@ -11,6 +11,10 @@ BASE_PACKAGES=(curl iproute2 iptables ipset ipvsadm bird2 frr sip-tester strace 
 BENCH_PACKAGES=(exabgp keepalived)
 VM_PACKAGES=(qemu-system-x86 cpio busybox-static dropbear-bin openssh-client)
 APT=(apt-get -qq -o DPkg::Lock::Timeout=300 -o Acquire::Retries=2)
+# The auditor of the console's accessibility: npm's package axe-core. The sum is that of the file.
+AXE_URL=https://registry.npmjs.org/axe-core/-/axe-core-4.14.1.tgz
+AXE=axe-core-4.14.1.min.js
+AXE_SHA256=29348999450cdf2849a8e70b7912fc2da85a849da39c0d0d5394f51d4a9ed95c
 POLICY=/usr/sbin/policy-rc.d
 policy_is_ours=
 problems=0
@@ -19,7 +23,7 @@ problem() { say "MISSING: $*"; problems=1; }
 
 cleanup() {
   if [[ $policy_is_ours ]]; then rm -f "$POLICY"; fi
-  rm -rf "$CACHE"/kernel.unpack.* "$CACHE"/initramfs.??????
+  rm -rf "$CACHE"/kernel.unpack.* "$CACHE"/axe.unpack.* "$CACHE"/initramfs.??????
 }
 trap cleanup EXIT
 trap 'exit 130' INT TERM HUP
@@ -62,6 +66,21 @@ install_packages() {
   # Nor at the next boot. Only for what we have just installed: an operator's own stay as they are.
   if ((${#units[@]})) && have systemctl; then systemctl -q disable "${units[@]}" >/dev/null 2>&1 || true; fi
   say "packages: done ($((SECONDS - started)) s)"
+}
+
+is_axe() { [[ -f $1 && $(sha256sum <"$1") == "$AXE_SHA256  -" ]]; }
+
+fetch_axe() {
+  if is_axe "$CACHE/$AXE"; then say "axe-core: is there"; return 0; fi
+  local unpack
+  unpack=$(mktemp -d "$CACHE/axe.unpack.XXXXXX")
+  if curl -fsSL --retry 3 --max-time 60 "$AXE_URL" | tar -xz -C "$unpack" package/axe.min.js && is_axe "$unpack/package/axe.min.js"; then
+    mv "$unpack/package/axe.min.js" "$CACHE/$AXE"
+    say "axe-core: fetched"
+  else
+    problem "axe-core: could not fetch $AXE_URL with the content that it should have"
+  fi
+  rm -rf "$unpack"
 }
 
 # The names of the packages that make one complete kernel, image first.
@@ -144,7 +163,10 @@ if ! have dpkg-query || ! have apt-get; then
 fi
 mkdir -p "$CACHE" "$OUT"
 
+# Ubuntu has Chromium as a snap alone; another browser of the family does.
+have google-chrome || have chromium || BASE_PACKAGES+=(chromium)
 install_packages "${BASE_PACKAGES[@]}"
+fetch_axe
 if [[ ${1:-} == bench ]]; then install_packages "${BENCH_PACKAGES[@]}"; fi
 if host_has_ipvs; then
   say "kernel: $(uname -r) has IPVS and IPIP; no virtual machine needed"

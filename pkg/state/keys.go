@@ -18,6 +18,7 @@ const (
 	SwitchoverPrefix = "/medway/switchovers/"
 	EvacuationPrefix = "/medway/evacuations/"
 	GrantPrefix      = "/medway/grants/"
+	SessionPrefix    = "/medway/sessions/"
 )
 
 // Kind is the first element of a key below Prefix.

@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/medway-lb/medway/coordinator/internal/access"
+	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
 	"github.com/medway-lb/medway/pkg/store/etcdtest"
 )
@@ -103,7 +104,7 @@ func TestInitEtcd(t *testing.T) {
 	}
 
 	out, err = do("root", setUp...)
-	if err != nil || !strings.HasSuffix(out, "41 changes made\n") {
+	if err != nil || !strings.HasSuffix(out, "45 changes made\n") {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	full := stored()
@@ -122,6 +123,16 @@ func TestInitEtcd(t *testing.T) {
 	expect("a viewer applies", out, err, `write /medway/v1/pools/sbc: etcd's permissions do not allow it to user "grafana"`)
 	if out, err := do("grafana", "status"); err != nil {
 		t.Errorf("a viewer looks: %v\n%s", err, out)
+	}
+	for _, user := range []string{"grafana", "n1"} {
+		for _, prefix := range []string{state.GrantPrefix, state.SessionPrefix, "/medway/"} {
+			if _, _, err := connect(t, as(user)).List(t.Context(), prefix); !errors.Is(err, store.ErrDenied) {
+				t.Errorf("%s reads %s: %v", user, prefix, err)
+			}
+		}
+	}
+	if _, _, err := connect(t, as("alice")).List(t.Context(), state.SessionPrefix); err != nil { // a coordinator is an operator
+		t.Errorf("an operator reads sessions: %v", err)
 	}
 	if out, err := do("alice", "apply", "-f", dir); err != nil {
 		t.Errorf("an operator applies: %v\n%s", err, out)

@@ -173,9 +173,12 @@ func (p People) Access() store.Access {
 		Enabled: true,
 		Roles: map[string]map[store.Range]store.Rights{
 			operatorRole: {store.PrefixRange(everything): {Read: true, Write: true}},
-			viewerRole:   {store.PrefixRange(everything): {Read: true}},
+			viewerRole:   {},
 		},
 		Users: map[string][]string{store.RootUser: {store.RootUser}},
+	}
+	for _, prefix := range []string{state.Prefix, state.StatusPrefix, state.HistoryPrefix, state.SwitchoverPrefix, state.EvacuationPrefix} {
+		want.Roles[viewerRole][store.PrefixRange(prefix)] = store.Rights{Read: true} // grants and sessions are nobody's to read
 	}
 	for node, site := range p.nodes {
 		want.Roles[nodeRole(node)] = nodeRights(node, site)

@@ -80,7 +80,8 @@ func TestChangesFromNothing(t *testing.T) {
 		"+ role medway-operator",
 		"+ role medway-operator: readwrite /medway/*",
 		"+ role medway-viewer",
-		"+ role medway-viewer: read /medway/*",
+		"+ role medway-viewer: read /medway/evacuations/*", "+ role medway-viewer: read /medway/history/*", "+ role medway-viewer: read /medway/status/*",
+		"+ role medway-viewer: read /medway/switchovers/*", "+ role medway-viewer: read /medway/v1/*",
 		"+ user alice", "+ user alice: role medway-operator",
 		"+ user grafana", "+ user grafana: role medway-viewer",
 		"+ user n1", "+ user n1: role medway-node-n1",
@@ -126,7 +127,7 @@ func TestChangesOfWhatDiffers(t *testing.T) {
 		}, People{}, false, []string{`- role medway-viewer: read ["/a", "\x00")`}},
 		{"reading became writing", func(a *store.Access) {
 			a.Roles["medway-viewer"][store.PrefixRange("/medway/")] = store.Rights{Read: true, Write: true}
-		}, People{}, false, []string{"+ role medway-viewer: read /medway/*"}},
+		}, People{}, false, []string{"- role medway-viewer: readwrite /medway/*"}},
 		{"a node with a role of its own and root's", func(a *store.Access) {
 			a.Users["n1"] = []string{"medway-node-n1", "root"}
 		}, People{}, false, []string{"- user n1: role root"}},

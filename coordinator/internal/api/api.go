@@ -45,7 +45,9 @@ type Config struct {
 	Own func() []state.Fault
 	// Reserved are addresses that no VIP may have.
 	Reserved map[netip.Addr]string
-	Log      *zap.Logger
+	// Plain says that it is served without TLS.
+	Plain bool
+	Log   *zap.Logger
 }
 
 // Server answers requests.
@@ -92,12 +94,15 @@ func (s *Server) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// Handler serves the API to who is recognised.
-func (s *Server) Handler() http.Handler {
+// Handler serves the API to who is recognised, and beside it pages, which ask
+// themselves who it is ([Server.Session]).
+func (s *Server) Handler(pages http.Handler) http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle(medwayv1connect.NewCoordinatorHandler(s, connect.WithReadMaxBytes(maxRequest),
-		connect.WithCodec(strictJSON{"json"}), connect.WithCodec(strictJSON{"json; charset=utf-8"})))
-	return withDeadlines(auth.OwnPages(s.authenticate(s.limit(mux))))
+	path, methods := medwayv1connect.NewCoordinatorHandler(s, connect.WithReadMaxBytes(maxRequest),
+		connect.WithCodec(strictJSON{"json"}), connect.WithCodec(strictJSON{"json; charset=utf-8"}))
+	mux.Handle(path, s.authenticate(s.limit(methods)))
+	mux.Handle("/", pages)
+	return withDeadlines(auth.OwnPages(mux))
 }
 
 // load reads all that is stored.

@@ -81,6 +81,11 @@ func (s *Server) identify(r *http.Request) (auth.Identity, error) {
 	if header := r.Header.Get("Authorization"); header != "" {
 		return s.bearer(r, header)
 	}
+	return s.shown(r)
+}
+
+// shown says whose certificate it is.
+func (s *Server) shown(r *http.Request) (auth.Identity, error) {
 	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
 		return auth.Identity{}, connect.NewError(connect.CodeUnauthenticated, errors.New("expected a client certificate or a bearer token"))
 	}
@@ -98,14 +103,22 @@ func (s *Server) identify(r *http.Request) (auth.Identity, error) {
 }
 
 func (s *Server) bearer(r *http.Request, header string) (auth.Identity, error) {
+	scheme, token, _ := strings.Cut(header, " ")
+	if !strings.EqualFold(scheme, "Bearer") {
+		token = "" // nobody's
+	}
+	return s.holder(r, token)
+}
+
+// holder says whose token it is, and slows down who guesses.
+func (s *Server) holder(r *http.Request, token string) (auth.Identity, error) {
 	from, err := netip.ParseAddrPort(r.RemoteAddr)
 	if err != nil {
 		return auth.Identity{}, connect.NewError(connect.CodeUnauthenticated, fmt.Errorf("no address to count failures of: %w", err))
 	}
-	scheme, token, _ := strings.Cut(header, " ")
 	name, ok := auth.TokenName(token)
 	grant, known := s.grants.of(name)
-	if !strings.EqualFold(scheme, "Bearer") || !ok || !known || !grant.Verify(token) {
+	if !ok || !known || !grant.Verify(token) {
 		// A token that is right passes whatever others of its address do: nobody
 		// guesses 256 bits, and else one could lock all out who share a proxy.
 		if wait := s.limiter.Wait(from.Addr(), s.now()); wait > 0 {

@@ -8,6 +8,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/medway-lb/medway/coordinator/internal/auth"
+	"github.com/medway-lb/medway/coordinator/internal/operation"
 	"github.com/medway-lb/medway/coordinator/internal/switchover"
 	"github.com/medway-lb/medway/pkg/state"
 
@@ -16,12 +17,21 @@ import (
 
 // GetState tells everything.
 func (s *Server) GetState(ctx context.Context, _ *connect.Request[medwayv1.GetStateRequest]) (*connect.Response[medwayv1.GetStateResponse], error) {
-	if _, err := may(ctx, auth.Viewer, ""); err != nil {
+	_, out, err := s.Look(ctx)
+	if err != nil {
 		return nil, err
+	}
+	return connect.NewResponse(out), nil
+}
+
+// Look is GetState, and the same as typed values.
+func (s *Server) Look(ctx context.Context) (*operation.Contents, *medwayv1.GetStateResponse, error) {
+	if _, err := may(ctx, auth.Viewer, ""); err != nil {
+		return nil, nil, err
 	}
 	have, err := s.load(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	out := &medwayv1.GetStateResponse{
 		Revision: have.Revision, Stored: map[string]*medwayv1.Stored{}, Nodes: map[string]*medwayv1.Status{},
@@ -49,7 +59,7 @@ func (s *Server) GetState(ctx context.Context, _ *connect.Request[medwayv1.GetSt
 	defer cancel()
 	entries, _, err := s.config.Store.List(ctx, state.SwitchoverPrefix)
 	if err != nil {
-		return nil, unavailable(err)
+		return nil, nil, unavailable(err)
 	}
 	for _, e := range entries {
 		if r, err := switchover.Decode(e); err != nil {
@@ -59,7 +69,7 @@ func (s *Server) GetState(ctx context.Context, _ *connect.Request[medwayv1.GetSt
 		}
 	}
 	if entries, _, err = s.config.Store.List(ctx, state.EvacuationPrefix); err != nil {
-		return nil, unavailable(err)
+		return nil, nil, unavailable(err)
 	}
 	for _, e := range entries {
 		if r, err := switchover.DecodeEvacuation(e); err != nil {
@@ -76,7 +86,7 @@ func (s *Server) GetState(ctx context.Context, _ *connect.Request[medwayv1.GetSt
 			out.Faults = append(out.Faults, told)
 		}
 	}
-	return connect.NewResponse(out), nil
+	return have, out, nil
 }
 
 // valid is text as a protobuf string may hold it: UTF-8.

@@ -128,12 +128,18 @@ func (s *Server) Watch(ctx context.Context, _ *connect.Request[medwayv1.WatchReq
 	if err != nil {
 		return err
 	}
+	return s.changes(ctx, who.Name, func() error { return s.still(who, auth.Viewer) }, stream.Send)
+}
+
+// changes sends an empty message and then what changes, until it can't be sent, this
+// server stops, or who reads may do so no more.
+func (s *Server) changes(ctx context.Context, name string, still func() error, send func(*medwayv1.WatchResponse) error) error {
 	r, err := s.news.join()
 	if err != nil {
 		return err
 	}
 	defer s.news.leave(r)
-	if err := stream.Send(&medwayv1.WatchResponse{}); err != nil {
+	if err := send(&medwayv1.WatchResponse{}); err != nil {
 		return err
 	}
 	ticker := time.NewTicker(grantInterval)
@@ -145,17 +151,17 @@ func (s *Server) Watch(ctx context.Context, _ *connect.Request[medwayv1.WatchReq
 		case <-s.stopping:
 			return errStopping
 		case <-ticker.C:
-			if err := s.still(who, auth.Viewer); err != nil {
+			if err := still(); err != nil {
 				return err
 			}
 		case c, ok := <-r.changes:
 			if !ok {
-				s.log.Warn("a reader was too slow", zap.String("name", who.Name))
+				s.log.Warn("a reader was too slow", zap.String("name", name))
 				return connect.NewError(connect.CodeResourceExhausted, errBehind)
 			}
-			if err := stream.Send(c); err != nil {
+			if err := send(c); err != nil {
 				if errors.Is(err, os.ErrDeadlineExceeded) || connect.CodeOf(err) == connect.CodeDeadlineExceeded { // else it went away
-					s.log.Warn("a reader was too slow", zap.String("name", who.Name), zap.Error(err))
+					s.log.Warn("a reader was too slow", zap.String("name", name), zap.Error(err))
 				}
 				return err
 			}

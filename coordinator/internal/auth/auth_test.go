@@ -13,6 +13,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
+var alice = Identity{Name: "alice", Grant: Grant{Role: Operator, Since: now.Add(-time.Hour)}}
+
 var now = time.Date(2026, 11, 25, 3, 0, 0, 0, time.UTC)
 
 // TestMay is the whole table of who may do what.
@@ -173,19 +175,19 @@ func TestSession(t *testing.T) {
 	stored := map[string][]byte{}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /login", func(w http.ResponseWriter, _ *http.Request) {
-		c, s := NewSession("alice", now)
+		c, stores, s := NewSession(alice, now, false)
 		value, err := json.Marshal(s)
 		if err != nil {
 			t.Error(err)
 		}
-		stored[hash(c.Value)] = value
+		stored[stores] = value
 		if _, there := stored[c.Value]; there {
 			t.Error("the store has what is in the cookie")
 		}
 		http.SetCookie(w, c)
 	})
 	mux.HandleFunc("POST /act", func(w http.ResponseWriter, r *http.Request) {
-		key, _ := SessionKey(r)
+		key, _ := SessionKey(r, false)
 		if s, err := DecodeSession(stored[key], now); err != nil || s.Name != "alice" {
 			http.Error(w, "who are you?", http.StatusUnauthorized)
 		}
@@ -239,13 +241,13 @@ func TestSession(t *testing.T) {
 	if a := post("/act", []*http.Cookie{&forged}); a.StatusCode != http.StatusUnauthorized {
 		t.Errorf("a forged cookie: %s", a.Status)
 	}
-	if end := EndSession(); end.MaxAge >= 0 || end.Name != cookies[0].Name || end.Path != "/" {
+	if end := EndSession(false); end.MaxAge >= 0 || end.Name != cookies[0].Name || end.Path != "/" {
 		t.Errorf("end of a session: %v", end)
 	}
 }
 
 func TestDecodeSessionThatHasEnded(t *testing.T) {
-	_, s := NewSession("alice", now)
+	_, _, s := NewSession(alice, now, false)
 	value, err := json.Marshal(s)
 	if err != nil {
 		t.Fatal(err)
@@ -260,5 +262,32 @@ func TestDecodeSessionThatHasEnded(t *testing.T) {
 	}
 	if _, err := DecodeSession(value, now.Add(SessionTime)); err == nil {
 		t.Error("it does not end")
+	}
+}
+
+// TestSessionOfAGrantThatEnds: it ends with the grant, and knows it from a later one.
+func TestSessionOfAGrantThatEnds(t *testing.T) {
+	soon := now.Add(time.Minute)
+	who := alice
+	who.Expires = &soon
+	if c, _, s := NewSession(who, now, false); !s.Expires.Equal(soon) || !c.Expires.Equal(soon) || !s.Grant.Equal(alice.Since) {
+		t.Errorf("%+v, cookie %v", s, c)
+	}
+}
+
+// TestSessionWithoutTLS: a browser keeps its cookie, and the one is not taken for the
+// other.
+func TestSessionWithoutTLS(t *testing.T) {
+	c, stores, _ := NewSession(alice, now, true)
+	if c.Secure || strings.HasPrefix(c.Name, "__") || !c.HttpOnly || c.SameSite != http.SameSiteStrictMode {
+		t.Errorf("cookie %v", c)
+	}
+	r := httptest.NewRequest(http.MethodGet, "/", nil)
+	r.AddCookie(c)
+	if key, ok := SessionKey(r, true); !ok || key != stores {
+		t.Errorf("key %q, %v", key, ok)
+	}
+	if _, ok := SessionKey(r, false); ok {
+		t.Error("with TLS a cookie counts that anybody on the way may have read")
 	}
 }

@@ -11,39 +11,59 @@ import (
 // SessionTime is how long a person stays logged in.
 const SessionTime = 12 * time.Hour
 
-// cookieName has the prefix that makes browsers refuse the cookie unless it is
-// Secure, for this host alone, and for all paths (RFC 6265bis).
-const cookieName = "__Host-medway"
+// The cookie's name has the prefix that makes browsers refuse the cookie unless it is
+// Secure, for this host alone, and for all paths (RFC 6265bis). Where TLS is off no
+// browser would keep such a cookie.
+const (
+	cookieName      = "__Host-medway"
+	plainCookieName = "medway-without-tls"
+)
 
 // Session is a person at a browser. It is stored under SessionKey of the cookie's
 // value, so that who reads the store can't take it over.
 type Session struct {
 	Name    string    `json:"name"`
 	Expires time.Time `json:"expires"`
+	// Grant is when the grant was given that it is of: one that is given to the same
+	// name later is another.
+	Grant time.Time `json:"grant"`
 }
 
-// NewSession makes a session, and the cookie for the browser.
-func NewSession(name string, now time.Time) (*http.Cookie, Session) {
-	s := Session{Name: name, Expires: now.Add(SessionTime).UTC()}
-	return cookie(rand.Text()+rand.Text(), s.Expires), s
+// NewSession makes a session of somebody, the cookie for the browser, and the key under
+// which the session is stored. It ends with the grant, if that is sooner. plain is for
+// a server without TLS.
+func NewSession(who Identity, now time.Time, plain bool) (c *http.Cookie, key string, s Session) {
+	s = Session{Name: who.Name, Expires: now.Add(SessionTime).UTC(), Grant: who.Since}
+	if end := who.Expires; end != nil && end.Before(s.Expires) {
+		s.Expires = end.UTC()
+	}
+	c = cookie(rand.Text()+rand.Text(), s.Expires, plain)
+	return c, hash(c.Value), s
 }
 
 // EndSession is the cookie that makes a browser forget its own.
-func EndSession() *http.Cookie {
-	c := cookie("", time.Unix(1, 0))
+func EndSession(plain bool) *http.Cookie {
+	c := cookie("", time.Unix(1, 0), plain)
 	c.MaxAge = -1
 	return c
 }
 
 // cookie is one that no script reads and that no other site's page sends along.
-func cookie(value string, expires time.Time) *http.Cookie {
-	return &http.Cookie{Name: cookieName, Value: value, Path: "/", Expires: expires, Secure: true, HttpOnly: true, SameSite: http.SameSiteStrictMode}
+func cookie(value string, expires time.Time, plain bool) *http.Cookie {
+	return &http.Cookie{Name: nameOf(plain), Value: value, Path: "/", Expires: expires, Secure: !plain, HttpOnly: true, SameSite: http.SameSiteStrictMode}
+}
+
+func nameOf(plain bool) string {
+	if plain {
+		return plainCookieName
+	}
+	return cookieName
 }
 
 // SessionKey is the name under which the session of a request is stored; false where
 // it has no cookie.
-func SessionKey(r *http.Request) (key string, ok bool) {
-	c, err := r.Cookie(cookieName)
+func SessionKey(r *http.Request, plain bool) (key string, ok bool) {
+	c, err := r.Cookie(nameOf(plain))
 	if err != nil || c.Value == "" {
 		return "", false
 	}

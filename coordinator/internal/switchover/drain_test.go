@@ -182,7 +182,7 @@ func TestDrainCancelled(t *testing.T) {
 	l.start(e, drainOrder("v"))
 	l.eventually("it drains", func() bool { return len(l.drains()) == 1 })
 	l.eventually("it takes the order", func() bool {
-		err := e.Cancel(l.deadline(), "v", "bob", "changed my mind")
+		err := e.Cancel(l.deadline(), "v", operation.Author{By: "bob", Reason: "changed my mind"})
 		if err != nil && !errors.Is(err, operation.ErrConflict) {
 			t.Fatal(err)
 		}
@@ -240,7 +240,7 @@ func TestDrainKilledAfterEachWrite(t *testing.T) {
 				if cancelled {
 					l.eventually("it drains", func() bool { survivor(); return len(l.drains()) == 1 })
 					l.eventually("the order is there", func() bool {
-						_ = survivor().Cancel(l.deadline(), "v", "bob", "")
+						_ = survivor().Cancel(l.deadline(), "v", operation.Author{By: "bob"})
 						return l.record("v").Cancel != nil
 					})
 				}
