@@ -130,7 +130,7 @@ func (s Setup) config() (Config, error) {
 	}
 	name, _, _ := strings.Cut(s.Coordinator, "=")
 	ca, _ := pki.Files(dir, pki.AuthorityName)
-	c := Config{Listen: defaultListen, TLS: TLS{ClientCA: ca}, Etcd: Etcd{Endpoints: s.Endpoints, CA: ca}}
+	c := Config{Listen: defaultListen, Verify: VerifySIP, TLS: TLS{ClientCA: ca}, Etcd: Etcd{Endpoints: s.Endpoints, CA: ca}}
 	c.TLS.Cert, c.TLS.Key = pki.Files(dir, name)
 	c.Etcd.Cert, c.Etcd.Key = pki.Files(dir, etcdUser)
 	return c, c.Validate()

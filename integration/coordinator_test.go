@@ -60,7 +60,8 @@ func TestLabCoordinator(t *testing.T) {
 		t.Fatal(err)
 	}
 	wait(t, "the dead one is back, and knows the record", func() error { return a.done(servers[0], "dc2") })
-	if got := a.history(servers[0], "switch"); !slices.Equal(got, []string{"dc1 to dc2 by alice: power work in dc1"}) {
+	const told = "dc1 to dc2 by alice: power work in dc1"
+	if got := a.history(servers[0], "switch"); !slices.Equal(got, []string{"refused: " + told, "refused: " + told, told}) {
 		t.Errorf("the history tells of the switchovers %q", got)
 	}
 
@@ -197,19 +198,24 @@ func (a *apiClient) done(node, to string) error {
 	return nil
 }
 
-// history is what was done of a kind, the newest last.
+// history is what was done of a kind, the newest last; what was refused is told of with a result.
 func (a *apiClient) history(node, what string) (out []string) {
 	a.t.Helper()
 	var h struct {
 		Events []struct {
-			Event struct{ What, From, To, By, Reason string }
+			Event struct{ What, From, To, By, Reason, Result string }
 		}
 	}
 	a.decode(a.ask(node, "GetHistory", "{}"), &h)
 	for _, e := range h.Events {
-		if e.Event.What == what {
-			out = append(out, fmt.Sprintf("%s to %s by %s: %s", e.Event.From, e.Event.To, e.Event.By, e.Event.Reason))
+		if e.Event.What != what {
+			continue
 		}
+		line := fmt.Sprintf("%s to %s by %s: %s", e.Event.From, e.Event.To, e.Event.By, e.Event.Reason)
+		if e.Event.Result != "" {
+			line = "refused: " + line
+		}
+		out = append(out, line)
 	}
 	return out
 }

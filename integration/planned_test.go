@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,7 +12,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/medway-lb/medway/integration/drill"
 	"github.com/medway-lb/medway/integration/lab"
@@ -144,7 +141,7 @@ func TestLabPreflight(t *testing.T) {
 		order("/medway/v1/locks/", since)(lab.VIPName), order("/medway/v1/pauses/", since)(lab.VIPName)); err != nil {
 		t.Fatal(err)
 	}
-	const forced = `{"vip":"sip-1","from":"dc1","to":"dc2","reason":"I know better","force":["lock","pause","health"]}`
+	const forced = `{"vip":"sip-1","from":"dc1","to":"dc2","reason":"I know better","force":["lock","pause","health","capacity"]}`
 	wait(t, "it is forced", func() error {
 		out, err := a.curl(server, "Switch", forced)
 		if err != nil {
@@ -152,125 +149,10 @@ func TestLabPreflight(t *testing.T) {
 		}
 		return nil
 	})
-	a.refused(server, `{"vip":"sip-1","from":"dc2","to":"dc1","reason":"at the same time","force":["lock","pause","health"]}`, "busy")
+	a.refused(server, `{"vip":"sip-1","from":"dc2","to":"dc1","reason":"at the same time","force":["lock","pause","health","capacity"]}`, "busy")
 	wait(t, "the forced one is done", func() error { return a.done(server, "dc2") })
 	rests(t, l, "dc2")
 	alive(t, calls, "forced")
-	ended(t, calls)
-}
-
-// TestLabEvacuation: all of 200 VIPs leave a site by one order. None is left between
-// states, and the calls of one of them go on.
-func TestLabEvacuation(t *testing.T) {
-	l := up(t)
-	server := l.EtcdNodes()[0]
-	a := newOperator(t, l, server)
-	const more = 199
-	var intent strings.Builder
-	for i := range more {
-		fmt.Fprintf(&intent, "---\nkind: VIP\nname: many-%03d\naddresses: [203.0.113.%d]\ngroups: {dc1: dc1-edge1, dc2: dc2-edge1}\n"+
-			"services: [{protocol: tcp, port: 5060, pool: sbc}]\n", i, 30+i)
-	}
-	if err := os.WriteFile(filepath.Join(l.IntentDir(), "many.yaml"), []byte(intent.String()), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if err := l.Apply(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	targets := map[string]string{}
-	vips := map[netip.Prefix]string{netip.PrefixFrom(lab.VIP, 32): lab.VIPName, netip.PrefixFrom(lab.VIP6, 128): lab.VIPName}
-	for i := range more {
-		name := fmt.Sprintf("many-%03d", i)
-		vips[netip.MustParsePrefix(fmt.Sprintf("203.0.113.%d/32", 30+i))] = name
-		targets["/medway/v1/target_state/"+name] = "dc1"
-	}
-	if err := l.PutAll(t.Context(), lab.Witness, targets); err != nil {
-		t.Fatal(err)
-	}
-	// led says where the provider's best path to an address leads, and with which MED, if not to a site at rest.
-	led := func(site string) error {
-		routes, err := l.Routes("transit")
-		if err != nil {
-			return err
-		}
-		best := map[netip.Prefix]lab.Route{}
-		for _, r := range routes {
-			if _, known := best[r.Prefix]; !known {
-				best[r.Prefix] = r
-			}
-		}
-		for prefix := range vips {
-			if r := best[prefix]; r.MED != 100 || r.Session != site+"-edge" {
-				return fmt.Errorf("%s: the best path leads to %q with MED %d", prefix, r.Session, r.MED)
-			}
-		}
-		return nil
-	}
-	wait(t, "all VIPs are in dc1", func() error { return led("dc1") })
-	calls, err := drill.Hold(t.Context(), l, nil, 20, t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer calls.Kill()
-	wait(t, "the preflight of all is passed", func() error {
-		for _, name := range vips {
-			if p := a.preflightOf(server, name, "dc1", "dc2"); !p.Ok {
-				return fmt.Errorf("%s: %s", name, p.problems())
-			}
-		}
-		return nil
-	})
-	journal := followRecords(t, l)
-	events, err := l.FollowRoutes(t.Context(), "transit")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ordered := time.Now()
-	a.ask(server, "Evacuate", `{"site":"dc1","reason":"power work"}`)
-	answered := time.Since(ordered)
-	// The last UPDATE that moves a VIP's traffic.
-	moved := map[netip.Prefix]time.Duration{}
-	deadline := time.After(3 * time.Minute)
-	for len(moved) < len(vips) {
-		select {
-		case e := <-events:
-			if e.Kind == lab.RouteBest && e.Session == "dc2-edge" && vips[e.Prefix] != "" && moved[e.Prefix] == 0 {
-				moved[e.Prefix] = e.Time.Sub(ordered)
-			}
-		case <-deadline:
-			t.Fatalf("only %d of %d prefixes have moved", len(moved), len(vips))
-		}
-	}
-	last := slices.Max(slices.Collect(maps.Values(moved)))
-	t.Logf("%d VIPs: the order was answered after %.2f s, and the provider's last best path changed after %.2f s", more+1, answered.Seconds(), last.Seconds())
-	wait(t, "all VIPs are in dc2", func() error { return led("dc2") })
-	wait(t, "the evacuation is done", func() error {
-		var s struct {
-			Evacuations map[string]struct {
-				Result, WaitsFor, Why string
-				Moves                 []struct{ Vip, Skipped string }
-			}
-			Switchovers map[string]struct{ Result, Why, Step, WaitsFor string }
-		}
-		a.decode(a.ask(server, "GetState", "{}"), &s)
-		e := s.Evacuations["dc1"]
-		if e.Result != "done" || len(e.Moves) != more+1 {
-			return fmt.Errorf("%q, %d moves; %s %s", e.Result, len(e.Moves), e.WaitsFor, e.Why)
-		}
-		for _, name := range vips {
-			if r := s.Switchovers[name]; r.Result != "done" {
-				return fmt.Errorf("%s: %+v", name, r)
-			}
-		}
-		return nil
-	})
-	t.Logf("after %.1f s every record says done", time.Since(ordered).Seconds())
-	for _, name := range vips {
-		if got := journal.targetsOf(name); !slices.Equal(got, []string{"dc2"}) {
-			t.Errorf("the target of %s was put to %q", name, got)
-		}
-	}
-	alive(t, calls, "evacuated")
 	ended(t, calls)
 }
 
@@ -326,14 +208,9 @@ func (c apiCheck) says(words string) bool {
 	return strings.Contains(fmt.Sprintf("%+v", c.Problems), words)
 }
 
-func (a *apiClient) preflight(node, from, to string) apiPreflight {
+func (a *apiClient) preflight(node, from, to string) (p apiPreflight) {
 	a.t.Helper()
-	return a.preflightOf(node, lab.VIPName, from, to)
-}
-
-func (a *apiClient) preflightOf(node, vip, from, to string) (p apiPreflight) {
-	a.t.Helper()
-	a.decode(a.ask(node, "Preflight", fmt.Sprintf(`{"vip":%q,"from":%q,"to":%q}`, vip, from, to)), &p)
+	a.decode(a.ask(node, "Preflight", fmt.Sprintf(`{"vip":%q,"from":%q,"to":%q}`, lab.VIPName, from, to)), &p)
 	return p
 }
 
@@ -355,10 +232,10 @@ func (a *apiClient) passes(node, from, to string) {
 
 // records follows what coordinators write.
 type records struct {
-	mu     sync.Mutex
-	kill   *kill
-	change map[string][]string // what targets were put to, by VIP
-	known  bool                // what was there before has been told
+	mu    sync.Mutex
+	kill  *kill
+	put   []string // what the VIP's target was put to
+	known bool     // what was there before has been told
 }
 
 // kill is what is to be done when a record of the VIP comes to a step.
@@ -372,7 +249,7 @@ type kill struct {
 
 func followRecords(t *testing.T, l *lab.Lab) *records {
 	t.Helper()
-	r := &records{change: map[string][]string{}}
+	r := &records{}
 	ctx, cancel := context.WithCancel(t.Context())
 	var following sync.WaitGroup
 	following.Go(func() {
@@ -400,10 +277,8 @@ func (r *records) take(c lab.Change) {
 	if before {
 		return
 	}
-	for key, value := range c.Put {
-		if vip, is := strings.CutPrefix(key, "/medway/v1/target_state/"); is {
-			r.change[vip] = append(r.change[vip], value)
-		}
+	if site, put := c.Put["/medway/v1/target_state/"+lab.VIPName]; put {
+		r.put = append(r.put, site)
 	}
 	var s struct{ From, Step, Result string }
 	text, put := c.Put["/medway/switchovers/"+lab.VIPName]
@@ -435,10 +310,9 @@ func (k *kill) err() error {
 	return k.failed
 }
 
-func (r *records) targets() []string { return r.targetsOf(lab.VIPName) }
-
-func (r *records) targetsOf(vip string) []string {
+// targets are what the VIP's target was put to.
+func (r *records) targets() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return slices.Clone(r.change[vip])
+	return slices.Clone(r.put)
 }

@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net"
 	"os"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -128,11 +126,6 @@ func (l *Lab) EtcdHealthy(ctx context.Context, node string) error {
 
 // Put writes a key, like `etcdctl put` on the node but without a process start.
 func (l *Lab) Put(ctx context.Context, node, key, value string) error {
-	return l.PutAll(ctx, node, map[string]string{key: value})
-}
-
-// PutAll puts many keys, a hundred in a transaction.
-func (l *Lab) PutAll(ctx context.Context, node string, values map[string]string) error {
 	client, err := l.member(node)
 	if err != nil {
 		return err
@@ -140,16 +133,8 @@ func (l *Lab) PutAll(ctx context.Context, node string, values map[string]string)
 	defer client.Close()
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	for keys := range slices.Chunk(slices.Sorted(maps.Keys(values)), 100) {
-		var puts []store.Put
-		for _, key := range keys {
-			puts = append(puts, store.Put{Key: key, Value: []byte(values[key])})
-		}
-		if _, _, err := client.Commit(ctx, nil, puts, nil); err != nil {
-			return err
-		}
-	}
-	return nil
+	_, _, err = client.Commit(ctx, nil, []store.Put{{Key: key, Value: []byte(value)}}, nil)
+	return err
 }
 
 // Get reads a key; it tells whether the key exists.

@@ -62,9 +62,6 @@ Exit status: 0 also where there is nothing; 1 if nothing could be read.`,
 				}
 			}
 			list, err := t.history(cmd.Context(), vip, last)
-			if err == nil && vip != "" && len(list) == 0 {
-				err = t.mustExist(cmd.Context(), vip)
-			}
 			if err != nil {
 				return err
 			}
@@ -106,6 +103,9 @@ func (t *tool) history(ctx context.Context, vip string, last int) ([]eventDocume
 	if err != nil {
 		return nil, err
 	}
+	if err := all.CheckVIP(ctx); err != nil {
+		return nil, err
+	}
 	page, _, err := all.Page(ctx, operation.Mark{}, last)
 	return events(page), err
 }
@@ -121,14 +121,6 @@ func told(answer *medwayv1.GetHistoryResponse) []eventDocument {
 		})
 	}
 	return list
-}
-
-func (t *tool) mustExist(ctx context.Context, vip string) error {
-	have, err := t.look(ctx)
-	if err == nil && !have.Has(state.Key{Kind: state.KindVIP, A: vip}) {
-		err = fmt.Errorf("VIP %s does not exist, and has no history", state.Quote(vip))
-	}
-	return err
 }
 
 // events are those of a page. One that can't be read is there all the same.

@@ -12,6 +12,7 @@ import (
 
 	rpc "connectrpc.com/connect"
 
+	"github.com/medway-lb/medway/coordinator/internal/operation"
 	"github.com/medway-lb/medway/pkg/state"
 
 	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
@@ -32,6 +33,9 @@ func refusal(err error) error {
 		}
 		switch m := m.(type) {
 		case *medwayv1.FieldViolation:
+			if m.Expected == operation.AnyThatExists {
+				continue // the message says it better
+			}
 			wrong = append(wrong, flagError(state.FieldError{Field: m.Field, Found: m.Found, Expected: m.Expected}))
 		case *medwayv1.Refusal:
 			return &refusedError{m}

@@ -30,7 +30,7 @@ func problem(err error) error {
 	}
 	var unknown *operation.UnknownError
 	if errors.As(err, &unknown) {
-		detail(out, &medwayv1.FieldViolation{Field: unknown.Field, Found: "value " + state.Quote(unknown.Value), Expected: "one that exists"})
+		detail(out, &medwayv1.FieldViolation{Field: unknown.Field, Found: "value " + state.Quote(unknown.Value), Expected: unknown.Expected})
 	}
 	var refused *switchover.RefusedError
 	if errors.As(err, &refused) {

@@ -43,9 +43,14 @@ func refuse(kind error, format string, args ...any) error {
 // UnknownError says that what a field of a request names does not exist: an [ErrNotFound].
 type UnknownError struct {
 	Field, Value string
+	// Expected is what would have been right.
+	Expected string
 
 	text string
 }
+
+// AnyThatExists is what is expected where there is no more to say than that in words.
+const AnyThatExists = "one that exists"
 
 func (e *UnknownError) Error() string { return e.text }
 
@@ -54,7 +59,12 @@ func (*UnknownError) Is(target error) bool { return target == ErrNotFound }
 
 // Unknown is an [UnknownError] in words.
 func Unknown(field, value, format string, args ...any) error {
-	return &UnknownError{field, value, fmt.Sprintf(format, args...)}
+	return &UnknownError{field, value, AnyThatExists, fmt.Sprintf(format, args...)}
+}
+
+// UnknownBut is an [UnknownError] that says what was expected.
+func UnknownBut(field, value, expected string) error {
+	return &UnknownError{field, value, expected, fmt.Sprintf("field %s: value %s: expected %s", field, state.Quote(value), expected)}
 }
 
 // Author is who does something, why, and from which address; all are for the history.

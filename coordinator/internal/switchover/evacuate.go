@@ -131,7 +131,7 @@ func knownSite(s *state.Snapshot, site string) bool {
 }
 
 func unknownSite(site string) error {
-	return operation.Unknown("site", site, "field site: value %s: expected a site that exists", state.Quote(site))
+	return operation.UnknownBut("site", site, "a site that exists")
 }
 
 // destination is the site that a VIP goes to, with its preflight.

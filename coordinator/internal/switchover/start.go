@@ -108,12 +108,12 @@ func (o Order) check(s *state.Snapshot) error {
 }
 
 func unknownVIP(vip string) error {
-	return operation.Unknown("vip", vip, "field vip: value %s: expected a VIP that exists", state.Quote(vip))
+	return operation.UnknownBut("vip", vip, "a VIP that exists")
 }
 
 // notOf says that a site is not one of a VIP's.
 func notOf(field, site, vip string, v state.VIP) error {
-	return operation.Unknown(field, site, "field %s: value %s: expected a site of %s: %s", field, state.Quote(site), vip, strings.Join(slices.Sorted(maps.Keys(v.Groups)), ", "))
+	return operation.UnknownBut(field, site, fmt.Sprintf("a site of %s: %s", vip, strings.Join(slices.Sorted(maps.Keys(v.Groups)), ", ")))
 }
 
 // freshWait is how long an answer to a person waits for what etcd holds at the
