@@ -614,6 +614,9 @@ func TestConsoleForms(t *testing.T) {
 	b.shows("the form", b.get("/vips/sip-1/pause"), http.StatusOK, "Pause sip-1", "&#43; /medway/v1/pauses/sip-1")
 	b.shows("paused", b.post("/vips/sip-1/pause", "reason", "night work"), http.StatusOK, "night work", "by alice", `href="/vips/sip-1/resume"`, "off: paused")
 	b.shows("resumed", b.post("/vips/sip-1/resume"), http.StatusOK, `href="/vips/sip-1/pause"`)
+	if all := w.intent(); !strings.Contains(all, `"what":"pause","by":"alice","reason":"night work","from_address":"127.0.0.1"`) {
+		t.Errorf("the history does not tell from where: %s", all)
+	}
 	b.shows("not paused", b.post("/vips/sip-1/resume"), http.StatusConflict, "is not paused")
 	b.shows("all paused", b.post("/all/pause", "reason", "the line"), http.StatusOK, "the line", `href="/all/resume"`, "all VIPs")
 	b.shows("all resumed", b.post("/all/resume"), http.StatusOK, `href="/all/pause"`)

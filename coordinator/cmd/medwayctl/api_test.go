@@ -850,3 +850,38 @@ func TestBar(t *testing.T) {
 		}
 	}
 }
+
+// TestDrainBackend: by a coordinator and straight on etcd, the last one of a pool only by
+// force.
+func TestDrainBackend(t *testing.T) {
+	w := newAsked(t)
+	for i, n := range []string{"n1", "n2"} {
+		w.node(n, fmt.Sprintf("dc%d", i+1), fmt.Sprintf("g%d", i+1), 4)
+	}
+	w.write("/medway/v1/pools/sbc", `{}`)
+	w.write("/medway/v1/backends/sbc/b1", `{"site":"dc1","address":"10.1.1.21"}`)
+	w.write("/medway/v1/backends/sbc/b2", `{"site":"dc2","address":"10.2.1.21"}`)
+	for _, way := range [][]string{nil, {"--etcd", "--insecure", "--endpoints", w.url}} {
+		with := func(args ...string) []string { return append([]string{"backend"}, append(args, way...)...) }
+		w.fails(1, `backend: value "sbc": expected POOL/BACKEND`, with("drain", "sbc")...)
+		w.fails(1, `backend "sbc/b9" does not exist`, with("drain", "sbc/b9")...)
+		w.fails(1, `backend "sbc/b1" is not drained`, with("undrain", "sbc/b1")...)
+		if out := w.fails(2, "", with("drain", "sbc/b1", "--dry-run")...); !strings.HasPrefix(out, `+ /medway/v1/drains/sbc/b1: {"since":`) {
+			t.Errorf("%s", out)
+		}
+		if out := w.succeeds(with("drain", "sbc/b1", "--reason", "new release")...); !strings.HasPrefix(out, "sbc/b1: drained from revision ") {
+			t.Errorf("%s", out)
+		}
+		w.fails(1, "backend sbc/b2 is the last one of pool sbc that is not drained", with("drain", "sbc/b2")...)
+		w.fails(1, "flag --force: expected a --reason beside it", with("drain", "sbc/b2", "--force")...)
+		if out := w.succeeds(with("drain", "sbc/b2", "--force", "--reason", "fire")...); !strings.Contains(out, "note: no backend of pool sbc is left") {
+			t.Errorf("%s", out)
+		}
+		for _, b := range []string{"sbc/b1", "sbc/b2"} {
+			if out := w.succeeds(with("undrain", b)...); !strings.HasPrefix(out, b+": back in service; it was drained: ") {
+				t.Errorf("%s", out)
+			}
+		}
+	}
+	w.fails(1, "flag --drain: with --etcd nobody waits", "switch", "sip-1", "--to", "dc2", "--drain", "--etcd", "--insecure", "--endpoints", w.url)
+}

@@ -93,7 +93,7 @@ evacuate, cancel and the stream of changes. init-etcd and certs take neither.`,
 	f.BoolVar(&t.insecure, "insecure", os.Getenv("MEDWAYCTL_INSECURE") == "true", "allow http://, without TLS (MEDWAYCTL_INSECURE=true)")
 	f.DurationVar(&t.timeout, "command-timeout", 5*time.Second, "how long to wait for etcd; a coordinator has 10s more, since it waits for etcd itself")
 	for _, cmd := range []*cobra.Command{
-		apply(&t), show(&t), status(&t), node(&t), preflight(&t), switchVIP(&t), evacuate(&t), cancelMove(&t), watch(&t),
+		apply(&t), show(&t), status(&t), node(&t), backend(&t), preflight(&t), switchVIP(&t), evacuate(&t), cancelMove(&t), watch(&t),
 		unlock(&t), pause(&t), resume(&t), forget(&t), history(&t),
 	} {
 		t.wrap(cmd)

@@ -151,7 +151,7 @@ func (o *operator) progress(cmd *cobra.Command) io.Writer {
 }
 
 // argument are fields that a person gives without a flag.
-var argument = map[string]string{"vip": "VIP", "site": "site", "node": "node"}
+var argument = map[string]string{"vip": "VIP", "site": "site", "node": "node", "backend": "backend"}
 
 // flagError names a field that a person gave by its flag.
 func flagError(err error) error {

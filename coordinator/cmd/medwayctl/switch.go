@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -23,12 +24,16 @@ type move struct {
 	operator
 	from, to string
 	force    []string
+	drain    bool
+	within   time.Duration
 }
 
 func (m *move) flags(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&m.to, "to", "", "the `site` that should take the traffic")
 	cmd.Flags().StringVar(&m.from, "from", "", "the `site` that has the traffic now; refused where it is another one")
 	m.forceFlag(cmd)
+	cmd.Flags().BoolVar(&m.drain, "drain", false, "then give the old site's backends no new connections until they are empty")
+	cmd.Flags().DurationVar(&m.within, "drain-within", 0, "for how `long` at most; the default is the coordinator's")
 	sites := completer(m.tool, 0, sitesOf)
 	for _, flag := range []string{"to", "from"} {
 		_ = cmd.RegisterFlagCompletionFunc(flag, sites)
@@ -57,7 +62,11 @@ func sitesOf(h *picture, args []string) []string {
 }
 
 func (m *move) request(vip string) *medwayv1.SwitchRequest {
-	return &medwayv1.SwitchRequest{Vip: vip, From: m.from, To: m.to, Reason: m.author.Reason, Force: m.force}
+	r := &medwayv1.SwitchRequest{Vip: vip, From: m.from, To: m.to, Reason: m.author.Reason, Force: m.force, Drain: m.drain}
+	if m.within != 0 {
+		r.DrainWithin = m.within.String()
+	}
+	return r
 }
 
 // needsFrom refuses an order that does not say what it rests on.
@@ -192,6 +201,9 @@ func (m *move) refused(err error) error {
 func (m *move) put(cmd *cobra.Command, vip string, w waiting) error {
 	if len(m.force) > 0 {
 		return errors.New("flag --force: with --etcd nothing is checked that could be overridden")
+	}
+	if m.drain || m.within != 0 {
+		return errors.New("flag --drain: with --etcd nobody waits until backends are empty: expected medwayctl backend drain")
 	}
 	_, err := m.change(cmd, nil, func(have *operation.Contents) (*operation.Change, error) {
 		return operation.Switch(have, vip, m.from, m.to)

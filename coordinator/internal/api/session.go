@@ -134,6 +134,7 @@ func (s *Server) Session(r *http.Request) (context.Context, Session, error) {
 	if err != nil {
 		return nil, Session{}, err
 	}
+	who.Address = addressOf(r)
 	return context.WithValue(r.Context(), identityKey{}, who), Session{Identity: who, Key: key}, nil
 }
 

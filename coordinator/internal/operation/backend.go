@@ -20,7 +20,7 @@ func BackendDrainKey(k state.BackendKey) state.Key {
 func DrainBackend(have *Contents, k state.BackendKey, author Author, force bool, now time.Time) (*Change, error) {
 	name := k.Pool + "/" + k.Name
 	if _, ok := have.Backends[k]; !ok {
-		return nil, refuse(ErrNotFound, "backend %s does not exist", state.Quote(name))
+		return nil, Unknown("backend", name, "backend %s does not exist", state.Quote(name))
 	}
 	if err := have.checkSchema(backendDrainsSchema, slices.Sorted(maps.Keys(have.Nodes))...); err != nil {
 		return nil, err
