@@ -1,7 +1,7 @@
 # medway: `make help` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build generate lint test sim fuzz bench demo drills lab lab-shell lab-status lab-down clean
+.PHONY: help setup build generate lint test sim fuzz bench demo drills lab lab-shell lab-console lab-status lab-down clean
 
 GO        ?= go
 PROGRAMS  := medway-agent medway-coordinator medwayctl medway-lab sbc etcd etcdctl etcdutl
@@ -76,6 +76,9 @@ lab: setup build ## Start the lab and leave it running
 
 lab-shell: ## A shell on a node of the running lab: make lab-shell NODE=dc1-lvs-a
 	@scripts/lab.sh shell $(NODE)
+
+lab-console: ## Start coordinators in the running lab, and open their console to this machine's browsers
+	@scripts/lab.sh console
 
 lab-status: ## Daemons, BGP sessions and routes of the running lab
 	@scripts/lab.sh status

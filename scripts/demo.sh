@@ -21,4 +21,5 @@ if [[ -s $out/switchover.svg ]]; then
   rsvg-convert -o "$out/switchover.png" "$out/switchover.svg"
   say "picture: ${out#"$PWD"/}/switchover.svg and .png; report: report.txt beside it"
 fi
+say "with a button in a browser: make lab, then make lab-console"
 exit "$status"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The lab for a person: lab.sh up|shell NODE [CMD...]|status|down, and what breaks it: kill|start|power|cut|mend ...
+# The lab for a person: lab.sh up|shell NODE [CMD...]|console|status|down, and what breaks it: kill|start|power|cut|mend ...
 set -euo pipefail
 PROG=lab
 # shellcheck source=scripts/lib.sh
@@ -21,6 +21,7 @@ case ${1:-} in
     cat <<'TEXT'
 
 The lab is up. Look inside:
+  make lab-console                    two coordinators, and their console for your browser: press the button
   make lab-status                     daemons, BGP sessions, routes
   make lab-shell NODE=dc1-lvs-a       a shell on a node; also dc1-lvs-b, dc2-lvs-a, dc2-lvs-b, dc1-edge, dc2-edge,
                                       transit, clients, transit2, clients2 (a provider that ignores MEDs),
@@ -45,6 +46,11 @@ TEXT
     if host_has_ipvs; then exec "$inside" shell "$@"; fi
     exec "$REPO/scripts/vm.sh" shell "$inside" shell "$@"
     ;;
+  console)
+    running
+    if ! host_has_ipvs; then "$REPO/scripts/vm.sh" forward 127.0.0.1:9443:127.0.0.1:9443; fi
+    exec "$REPO/scripts/with-kernel.sh" "$inside" console
+    ;;
   status)
     running
     exec "$REPO/scripts/with-kernel.sh" "$inside" status
@@ -58,5 +64,5 @@ TEXT
     is_built || { say "was not up"; exit 0; }   # make clean, in a clone where nothing was built
     exec "$inside" down
     ;;
-  *) die "usage: lab.sh up|shell NODE [CMD...]|status|kill|start|power|cut|mend ...|down" ;;
+  *) die "usage: lab.sh up|shell NODE [CMD...]|console|status|kill|start|power|cut|mend ...|down" ;;
 esac

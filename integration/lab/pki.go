@@ -19,8 +19,8 @@ const (
 	Coordinator = "coordinator"
 )
 
-// certificatesValid is longer than any lab lives.
-const certificatesValid = 30 * 24 * time.Hour
+// certificatesValid is longer than any lab lives, and than before their end coordinators warn.
+const certificatesValid = 90 * 24 * time.Hour
 
 // makeCertificates makes an authority, and certificates of etcd's members, of
 // the LVS hosts and of people, with the code of `medwayctl certs`.
@@ -33,7 +33,7 @@ func (l *Lab) makeCertificates() error {
 		if err := authority.Server(n.Name, []string{n.Addr.String()}, certificatesValid); err != nil {
 			return err
 		}
-		if err := authority.Coordinator(coordinatorName(n.Name), []string{n.Addr.String()}, certificatesValid); err != nil {
+		if err := authority.Coordinator(coordinatorName(n.Name), []string{n.Addr.String(), "127.0.0.1"}, certificatesValid); err != nil {
 			return err
 		}
 	}

@@ -44,7 +44,7 @@ func command() *cobra.Command {
 		SilenceErrors: true,
 	}
 	root.PersistentFlags().StringVar(&dir, "dir", lab.DefaultDir, "run directory")
-	root.AddCommand(upCommand(&dir), downCommand(&dir), statusCommand(&dir), shellCommand(&dir), execCommand(&dir), demoCommand(&dir), callsCommand(&dir), promisesCommand(&dir))
+	root.AddCommand(upCommand(&dir), downCommand(&dir), statusCommand(&dir), shellCommand(&dir), execCommand(&dir), demoCommand(&dir), callsCommand(&dir), promisesCommand(&dir), consoleCommand(&dir))
 	root.AddCommand(faultCommands(&dir)...)
 	return root
 }
