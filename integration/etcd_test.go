@@ -93,7 +93,11 @@ KV Write:
 `,
 		"medway-viewer": `Role medway-viewer
 KV Read:
-	[/medway/, /medway0) (prefix /medway/)
+	[/medway/evacuations/, /medway/evacuations0) (prefix /medway/evacuations/)
+	[/medway/history/, /medway/history0) (prefix /medway/history/)
+	[/medway/status/, /medway/status0) (prefix /medway/status/)
+	[/medway/switchovers/, /medway/switchovers0) (prefix /medway/switchovers/)
+	[/medway/v1/, /medway/v10) (prefix /medway/v1/)
 KV Write:
 `,
 	}
@@ -195,8 +199,11 @@ func refusals(t *testing.T, l *lab.Lab) {
 	try(false, node, "lease", "keep-alive", "--once", fields[1])
 	try(true, "dc2-lvs-a", "lease", "keep-alive", "--once", fields[1])
 
-	try(true, lab.Viewer, "get", "--prefix", "/medway/")
+	for _, prefix := range []string{"v1/", "status/", "history/", "switchovers/", "evacuations/"} {
+		try(true, lab.Viewer, "get", "--prefix", "/medway/"+prefix)
+	}
 	for _, args := range [][]string{
+		{"get", "--prefix", "/medway/"}, {"get", "--prefix", "/medway/grants/"}, {"get", "--prefix", "/medway/sessions/"}, // who may do what
 		{"put", "/medway/v1/target_state/sip-1", "dc2"}, {"put", "/medway/status/x", "x"}, {"del", "/medway/v1/nodes/dc1-lvs-a"},
 		{"get", "/elsewhere"}, {"auth", "disable"},
 	} {
