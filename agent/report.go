@@ -244,7 +244,8 @@ func (a *Agent) withLive(node *medwayv1.Status) *medwayv1.Status {
 	return out
 }
 
-// count fills in the connections of every VIP, and returns them by VIP address.
+// count fills in the connections of every VIP, and returns them by VIP address; nil
+// where they can't be read.
 func (a *Agent) count(ctx context.Context, s *medwayv1.Status) map[netip.Addr]connections {
 	a.status.mu.Lock()
 	addresses := a.status.addresses // never changed, only replaced
@@ -252,6 +253,7 @@ func (a *Agent) count(ctx context.Context, s *medwayv1.Status) map[netip.Addr]co
 	counts, err := a.kernel.connections(ctx)
 	if err != nil {
 		s.Faults = append(s.Faults, &medwayv1.Fault{Subject: "ipvs", Reason: readable(err.Error())})
+		counts = nil
 	}
 	for _, v := range s.Vips {
 		for _, address := range addresses[v.Vip] {

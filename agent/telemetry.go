@@ -97,7 +97,9 @@ func (a told) Live(ctx context.Context) *medwayv1.Live {
 		live.Status = a.withLive(&medwayv1.Status{Node: a.self.Name, Site: a.self.Site, Version: daemon.Version()})
 	} else {
 		counts := a.count(ctx, live.Status)
-		live.Backends = backendsOf(a.view().snapshot, counts)
+		if s := a.view().snapshot; s != nil && counts != nil {
+			live.Backends, live.BackendsKnown = backendsOf(s, counts), true
+		}
 	}
 	a.status.mu.Lock()
 	live.InPlan, live.Cold = a.status.inPlan, a.status.coldness

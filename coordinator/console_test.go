@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store/etcdtest"
@@ -226,6 +227,14 @@ func TestConsoleLogin(t *testing.T) {
 	}
 	if n := len(w.sessions()); n != 20 {
 		t.Errorf("%d sessions of one grant", n)
+	}
+	c, err := clientv3.New(clientv3.Config{Endpoints: w.config.Etcd.Endpoints})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	if leases, err := c.Leases(w.context()); err != nil || len(leases.Leases) != 20 {
+		t.Errorf("%v, %v: expected a lease for each session, and none of those that ended", leases, err)
 	}
 }
 

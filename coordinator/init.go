@@ -83,6 +83,8 @@ func Init(ctx context.Context, s Setup, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	_, err = os.Lstat(s.Dir)
+	made := errors.Is(err, fs.ErrNotExist)
 	if !s.DryRun {
 		if err := certificates.Make(out); err != nil {
 			return err
@@ -92,7 +94,7 @@ func Init(ctx context.Context, s Setup, out io.Writer) error {
 		return err
 	}
 	if gid >= 0 && !s.DryRun {
-		if err := s.share(config, gid, out); err != nil {
+		if err := s.share(config, gid, made, out); err != nil {
 			return err
 		}
 	}
@@ -215,11 +217,18 @@ func groupID(name string) (int, error) {
 
 // share lets a group read what the coordinator reads: not the keys of others, and not
 // the authority's.
-func (s Setup) share(c Config, gid int, out io.Writer) error {
+func (s Setup) share(c Config, gid int, made bool, out io.Writer) error {
 	for _, f := range []struct {
 		path string
 		mode fs.FileMode
 	}{{s.Dir, 0o750}, {s.Path, 0o640}, {c.TLS.Key, 0o640}, {c.Etcd.Key, 0o640}} {
+		if f.path == s.Dir && !made {
+			// Others may have a use for a folder that was there.
+			if info, err := os.Stat(f.path); err == nil && info.Mode().Perm()&0o011 == 0 {
+				fmt.Fprintf(out, "note: %s was there and stays as it is: let the group %s enter it\n", f.path, s.Group)
+			}
+			continue
+		}
 		changed, err := shareFile(f.path, f.mode, gid)
 		if err != nil {
 			return err

@@ -148,7 +148,7 @@ func (l *live) ask(ctx context.Context, client *http.Client, node, url string) {
 	defer ticker.Stop()
 	silent := false
 	for {
-		numbers, err := question(ctx, client, url)
+		numbers, err := question(ctx, client, node, url)
 		switch {
 		case ctx.Err() != nil:
 			return
@@ -175,7 +175,8 @@ func (l *live) ask(ctx context.Context, client *http.Client, node, url string) {
 	}
 }
 
-func question(ctx context.Context, client *http.Client, url string) (*medwayv1.Live, error) {
+// question asks a node, and takes no answer that speaks for another one.
+func question(ctx context.Context, client *http.Client, node, url string) (*medwayv1.Live, error) {
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(url, "/")+"/v1/live", nil)
 	if err != nil {
 		return nil, err
@@ -194,5 +195,11 @@ func question(ctx context.Context, client *http.Client, url string) (*medwayv1.L
 	}
 	numbers := &medwayv1.Live{}
 	// A newer node may tell more than is known here.
-	return numbers, protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(text, numbers)
+	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(text, numbers); err != nil {
+		return nil, err
+	}
+	if name := numbers.GetStatus().GetNode(); numbers.Status == nil || name != node {
+		return nil, fmt.Errorf("%s: field status.node: value %s: expected %s", url, state.Quote(name), node)
+	}
+	return numbers, nil
 }

@@ -5,6 +5,7 @@
 package pki
 
 import (
+	"cmp"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -216,7 +217,10 @@ func (a *Authority) sign(name string, template, parent *x509.Certificate, key *e
 		return nil, err
 	}
 	certFile, keyFile := a.Files(name)
-	// The certificate last: a name that has one is complete.
+	// The certificate last: a name that has one is complete, and gets no other key.
+	if _, err := os.Lstat(certFile); !errors.Is(err, fs.ErrNotExist) {
+		return nil, cmp.Or(err, error(&fs.PathError{Op: "create", Path: certFile, Err: fs.ErrExist}))
+	}
 	if err := writeNew(keyFile, "PRIVATE KEY", secret, 0o600); err != nil {
 		return nil, err
 	}

@@ -2,6 +2,8 @@ package pki
 
 import (
 	"crypto/x509"
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -87,4 +89,20 @@ func TestOpenRefusesWhatIsNoAuthority(t *testing.T) {
 	refused("expected the certificate of an authority")
 	put("kept", "ca.pem")
 	refused("expected a certificate in PEM")
+}
+
+// TestACertificateGetsNoOtherKey: a key that was taken away is not made anew beside the
+// certificate that it was of.
+func TestACertificateGetsNoOtherKey(t *testing.T) {
+	a, _, _ := certificates(t)
+	_, key := a.Files("alice")
+	if err := os.Remove(key); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Client("alice", time.Hour); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("error %v, expected that the certificate exists", err)
+	}
+	if _, err := os.Lstat(key); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("there is a key: %v", err)
+	}
 }

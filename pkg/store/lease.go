@@ -94,17 +94,24 @@ func (l *Lease) Deadline() time.Time {
 // Revoke ends the lease and deletes all keys bound to it. One that is already
 // gone is no error.
 func (l *Lease) Revoke(ctx context.Context) error {
-	etcd, err := l.c.conn(ctx)
+	err := l.c.Revoke(ctx, l.id)
+	if err == nil {
+		l.setDeadline(time.Time{})
+	}
+	return err
+}
+
+// Revoke ends a lease of whoever's, as [Lease.Revoke] does.
+func (c *Client) Revoke(ctx context.Context, id int64) error {
+	etcd, err := c.conn(ctx)
 	if err != nil {
 		return err
 	}
-	_, err = etcd.Revoke(ctx, clientv3.LeaseID(l.id))
-	if err != nil {
-		err = l.c.classify("revoke", err)
-		if !errors.Is(err, ErrLeaseLost) {
-			return err
-		}
+	if _, err = etcd.Revoke(ctx, clientv3.LeaseID(id)); err != nil {
+		err = c.classify("revoke", err)
 	}
-	l.setDeadline(time.Time{})
-	return nil
+	if errors.Is(err, ErrLeaseLost) {
+		return nil
+	}
+	return err
 }

@@ -56,6 +56,7 @@ func newAsked(t *testing.T) *askedWorld {
 	}
 	cert, key := w.authority.Files("coordinator")
 	w.config = coordinator.Config{
+		Verify: coordinator.VerifyOff,
 		Listen: "127.0.0.1:0", TLS: coordinator.TLS{Cert: cert, Key: key, ClientCA: w.authority.CA()},
 		Etcd: coordinator.Etcd{Endpoints: []string{w.url}, Insecure: true},
 	}

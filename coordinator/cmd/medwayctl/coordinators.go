@@ -73,6 +73,9 @@ func (c *coordinators) settings() (settings, error) {
 	if err != nil {
 		return s, err
 	}
+	if os.Getenv("MEDWAYCTL_TOKEN") != "" {
+		s.TokenFile = "" // the environment counts before the file
+	}
 	for _, word := range []struct {
 		flag, env string
 		into      *string

@@ -27,7 +27,7 @@ certificate of root, which etcd gives all rights (see certs).
             and for automatic switchovers and restores target_state/, locks/, epoch and
             /medway/history/; nothing else
   operator  reads and writes /medway/
-  viewer    reads /medway/
+  viewer    reads /medway/v1/, status/, history/, switchovers/ and evacuations/
 
 Only what differs is changed, what a role may do beyond this is revoked, and nodes and
 people who were set up before need not be named again: they are brought in line, too.

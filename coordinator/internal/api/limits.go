@@ -40,6 +40,12 @@ type usage struct {
 
 func newLimits() *limits { return &limits{names: map[string]*usage{}} }
 
+// Enter lets a request or a stream of a name begin that comes another way than by the
+// API's methods; leave is its end.
+func (s *Server) Enter(name string, stream bool) (leave func(), err error) {
+	return s.limits.enter(name, stream)
+}
+
 // enter lets a request or a stream of a name begin, until leave is called.
 func (l *limits) enter(name string, stream bool) (leave func(), err error) {
 	l.mu.Lock()

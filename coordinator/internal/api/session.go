@@ -55,6 +55,11 @@ func (s *Server) Login(r *http.Request, token string) (*http.Cookie, error) {
 	if err := who.May(auth.Viewer, ""); err != nil {
 		return nil, connect.NewError(connect.CodePermissionDenied, err)
 	}
+	leave, err := s.Enter(who.Name, false)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	now := s.now()
 	cookie, key, session := auth.NewSession(who, now, s.config.Plain)
 	if token == "" {
@@ -77,8 +82,12 @@ func (s *Server) Login(r *http.Request, token string) (*http.Cookie, error) {
 	if err != nil {
 		return nil, unavailable(err)
 	}
-	if _, _, err := s.config.Store.Commit(ctx, nil, []store.Put{{Key: state.SessionPrefix + key, Value: value, Lease: lease.ID()}}, old); err != nil {
+	if _, _, err := s.config.Store.Commit(ctx, nil, []store.Put{{Key: state.SessionPrefix + key, Value: value, Lease: lease.ID()}}, nil); err != nil {
+		s.end(ctx, lease.ID())
 		return nil, unavailable(err)
+	}
+	for _, e := range old {
+		s.end(ctx, e.Lease)
 	}
 	s.log.Info("somebody has logged in", zap.String("name", who.Name), zap.String("from", r.RemoteAddr))
 	return cookie, nil
@@ -86,26 +95,33 @@ func (s *Server) Login(r *http.Request, token string) (*http.Cookie, error) {
 
 // surplus are the sessions of a name that have to go before there is another, those
 // that end first.
-func (s *Server) surplus(ctx context.Context, name string) (keys []string, err error) {
+func (s *Server) surplus(ctx context.Context, name string) (old []store.Entry, err error) {
 	entries, _, err := s.config.Store.List(ctx, state.SessionPrefix)
 	if err != nil {
 		return nil, err
 	}
 	type stored struct {
-		key string
+		store.Entry
 		auth.Session
 	}
 	var sessions []stored
 	for _, e := range entries {
 		if session, err := auth.DecodeSession(e.Value, s.now()); err == nil && session.Name == name {
-			sessions = append(sessions, stored{e.Key, session})
+			sessions = append(sessions, stored{e, session})
 		}
 	}
 	slices.SortFunc(sessions, func(a, b stored) int { return a.Expires.Compare(b.Expires) })
 	for _, session := range sessions[:max(0, len(sessions)-maxSessions+1)] {
-		keys = append(keys, session.key)
+		old = append(old, session.Entry)
 	}
-	return keys, nil
+	return old, nil
+}
+
+// end ends a session with its lease, if it can: else it runs out.
+func (s *Server) end(ctx context.Context, lease int64) {
+	if err := s.config.Store.Revoke(ctx, lease); err != nil {
+		s.log.Warn("can't end the lease of a session", zap.Error(err))
+	}
 }
 
 // Logout ends the session of a request, if it has one. The cookie is what makes the
@@ -117,7 +133,11 @@ func (s *Server) Logout(r *http.Request) (*http.Cookie, error) {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), etcdTime)
 	defer cancel()
-	if _, _, err := s.config.Store.Commit(ctx, nil, nil, []string{state.SessionPrefix + key}); err != nil {
+	e, found, err := s.config.Store.Get(ctx, state.SessionPrefix+key)
+	if err == nil && found {
+		err = s.config.Store.Revoke(ctx, e.Lease)
+	}
+	if err != nil {
 		return nil, unavailable(fmt.Errorf("the session may go on: %w", err))
 	}
 	return auth.EndSession(s.config.Plain), nil

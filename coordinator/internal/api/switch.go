@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"time"
 
@@ -88,6 +89,11 @@ func (s *Server) Switch(ctx context.Context, r *connect.Request[medwayv1.SwitchR
 	o, err := order(r.Msg, who)
 	if err != nil {
 		return nil, problem(err)
+	}
+	if r.Msg.Drain && slices.Contains(o.Force, plan.CheckDrain) { // the backends are other VIPs' too
+		if _, err := may(ctx, auth.Operator, ""); err != nil {
+			return nil, err
+		}
 	}
 	record, err := s.config.Engine.Start(ctx, o)
 	if err != nil {

@@ -188,6 +188,7 @@ var checkTitles = map[string]string{
 	"health":   "Backends in the new site",
 	"capacity": "Room for all connections",
 	"parity":   "Parity: the old site's connections are known",
+	"drain":    "The old site's backends, which may be drained",
 	"lock":     "Lock",
 	"pause":    "Pause",
 	"restore":  "Restore of etcd",

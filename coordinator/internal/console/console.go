@@ -195,6 +195,12 @@ func (c *Console) known(h handler) http.Handler {
 			c.fail(w, r, nil, err)
 			return
 		}
+		leave, err := c.API.Enter(who.Name, false)
+		if err != nil {
+			c.fail(w, r, &who, err)
+			return
+		}
+		defer leave()
 		if err := r.ParseForm(); err != nil {
 			c.fail(w, r, &who, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("the form can't be read: %w", err)))
 			return

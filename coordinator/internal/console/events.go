@@ -27,6 +27,12 @@ func (c *Console) events(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, words(err), statusOf(err))
 		return
 	}
+	leave, err := c.API.Enter(who.Name, true)
+	if err != nil {
+		http.Error(w, words(err), statusOf(err))
+		return
+	}
+	defer leave()
 	if !c.enter(who) {
 		http.Error(w, "too many pages of this session are open", http.StatusTooManyRequests)
 		return

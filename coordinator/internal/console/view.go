@@ -422,6 +422,7 @@ var stepWords = map[string]string{
 	"raise":      "the old site goes back behind it",
 	"normalise":  "the new site goes to its usual MED",
 	"verify":     "packets come to the new site",
+	"drain":      "the old site's backends get no new connections until they are empty",
 	"return":     "back to where it came from",
 }
 

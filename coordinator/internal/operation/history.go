@@ -216,9 +216,19 @@ func (t Trimming) Once(ctx context.Context, client *store.Client, now time.Time)
 	return len(deletes), nil
 }
 
-// tooMuch are the keys to delete.
+// tooMuch are the keys to delete. An event's age is what is between it and the newest
+// one: a clock that is wrong makes nothing old.
 func (t Trimming) tooMuch(keys []store.Entry, now time.Time) (out []store.Entry) {
 	newer := map[string]int{}
+	newest := time.Time{}
+	for _, e := range keys {
+		if _, at, err := state.ParseHistoryKey(e.Key); err == nil && at.After(newest) {
+			newest = at
+		}
+	}
+	if newest.Before(now) {
+		now = newest
+	}
 	for _, e := range slices.Backward(keys) { // sorted: the newest of each VIP first
 		vip, at, err := state.ParseHistoryKey(e.Key)
 		if err != nil {

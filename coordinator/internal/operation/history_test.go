@@ -167,6 +167,9 @@ func TestTrim(t *testing.T) {
 	if count["a"] != 100 || count["b"] != 10 || count["?"] != 1 || count["written"] != written-1 || count[""] != 1 {
 		t.Errorf("left are %v", count)
 	}
+	if n, err := keep.Once(t.Context(), client, now.AddDate(2, 0, 0)); n != 0 || err != nil {
+		t.Errorf("a clock that is years ahead: %d deleted, %v", n, err)
+	}
 	if n, err := (Trimming{}).Once(t.Context(), client, now.Add(1e6*time.Hour)); n != 0 || err != nil {
 		t.Errorf("without limits it deletes %d, %v", n, err)
 	}

@@ -32,11 +32,14 @@ func backendKey(name string) state.BackendKey {
 func (s *stepper) drain(late bool) {
 	step := s.r.Steps[len(s.r.Steps)-1]
 	if step.Ended == "" {
-		if !late && s.blacklist() {
+		guards, short := s.others()
+		if short == "" && !late && s.blacklist(guards) {
 			return
 		}
 		wait := s.occupied()
 		switch {
+		case short != "":
+			s.note("given up: " + short)
 		case wait == "":
 			s.note("the backends of " + s.r.From + " are empty")
 		case late:
@@ -49,9 +52,29 @@ func (s *stepper) drain(late bool) {
 	s.finish()
 }
 
+// others guard that each of the VIP's pools has a backend elsewhere that takes new
+// connections; short is which one has none.
+func (s *stepper) others() (guards []store.Guard, short string) {
+	for _, pool := range plan.PoolsOf(s.Snapshot, s.vip) {
+		var names []string
+		for k, b := range s.Backends {
+			if k.Pool == pool && b.Site != s.r.From && s.drains[k] == 0 {
+				names = append(names, k.Name)
+			}
+		}
+		if len(names) == 0 {
+			return nil, "pool " + pool + " has no backend outside of " + s.r.From + " that is not drained"
+		}
+		key := operation.BackendDrainKey(state.BackendKey{Pool: pool, Name: slices.Min(names)}).String()
+		guards = append(guards, store.Guard{Key: key})
+	}
+	return guards, ""
+}
+
 // blacklist puts drains of the old site's backends that nobody drains, and tells whether
-// there were any. One that a person has taken back since stays so.
-func (s *stepper) blacklist() bool {
+// there were any. One that a person has taken back since stays so. The guards are those
+// of others.
+func (s *stepper) blacklist(guards []store.Guard) bool {
 	n := 0
 	for _, k := range s.oldBackends() {
 		name := k.Pool + "/" + k.Name
@@ -65,6 +88,9 @@ func (s *stepper) blacklist() bool {
 			Since: s.now.UTC().Format(time.RFC3339), Reason: "switchover of " + s.vip + " to " + s.r.To, By: s.r.By, Switchover: s.r.Id,
 		})})
 		s.r.Drained = append(s.r.Drained, name)
+	}
+	if n > 0 {
+		s.c.guards = append(s.c.guards, guards...)
 	}
 	return n > 0
 }

@@ -148,16 +148,17 @@ func TestDrainOfManyBackends(t *testing.T) {
 func TestDrainGivenUp(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
-		telemetry bool
-		says      string
+		telemetry, unread bool
+		says              string
 	}{
-		"calls go on": {true, "drain: given up in time: 50 connections at the backends of dc1"},
-		"not told":    {false, "drain: given up in time: dc2-a does not tell how many connections backends have"},
+		"calls go on": {true, false, "drain: given up in time: 50 connections at the backends of dc1"},
+		"not told":    {false, false, "drain: given up in time: dc2-a does not tell how many connections backends have"},
+		"not read":    {true, true, "drain: given up in time: dc2-a does not tell how many connections backends have"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := newDrainLab(t)
 			l.mu.Lock()
-			l.telemetry = test.telemetry
+			l.telemetry, l.unread = test.telemetry, test.unread
 			l.mu.Unlock()
 			l.hold(StepDrain)
 			e, _, _ := l.engine(0)
@@ -170,6 +171,26 @@ func TestDrainGivenUp(t *testing.T) {
 			}
 			l.demandDrainedOnce(r)
 		})
+	}
+}
+
+// TestDrainLeavesEachPoolABackend: a person has drained those of the new site meanwhile.
+func TestDrainLeavesEachPoolABackend(t *testing.T) {
+	t.Parallel()
+	l := newDrainLab(t)
+	l.hold(StepVerify)
+	e, _, _ := l.engine(0)
+	l.start(e, drainOrder("v"))
+	l.eventually("it verifies", func() bool { return l.record("v").Step == StepVerify })
+	l.put("drains/sbc/dc2", `{"since":"2026-11-01T00:00:00Z","reason":"new disk","by":"bob"}`)
+	l.hold(StepDrain)
+	l.put("settings", `{"settle":"10ms","normalise_after":"1s"}`) // wakes the agents
+	r := l.ends("v", Done)
+	if !strings.Contains(r.Why, "drain: given up: pool sbc has no backend outside of dc1 that is not drained") {
+		t.Errorf("%v", r)
+	}
+	if got := l.drains(); !slices.Equal(got, []string{"sbc/dc2"}) {
+		t.Errorf("drained: %q", got)
 	}
 }
 

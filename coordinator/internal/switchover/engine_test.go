@@ -468,6 +468,9 @@ func TestLiveNumbers(t *testing.T) {
 		t.Errorf("%v %+v", ok, o)
 	}
 	alive.Since = started.Add(time.Second)
+	if _, ok := OfLive(&medwayv1.Live{}, alive); ok {
+		t.Error("numbers without a status are taken")
+	}
 	if o, ok := OfLive(live, alive); ok {
 		t.Errorf("of the process before: %+v", o)
 	}

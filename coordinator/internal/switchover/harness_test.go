@@ -46,6 +46,7 @@ type lab struct {
 	last    map[string]string            // the status written last, by node
 
 	// What telemetry tells, where it is asked: the revision that agents know, and the
+	unread bool // nodes can't read their kernels' connections
 	// connections at the backends of dc1.
 	telemetry bool
 	statuses  map[string]*medwayv1.Status
@@ -244,7 +245,7 @@ func (l *lab) live() map[string]*medwayv1.Live {
 	for node, s := range l.statuses {
 		status := proto.Clone(s).(*medwayv1.Status)
 		status.Revision = l.revision
-		out[node] = &medwayv1.Live{At: stamp(time.Now()), Status: status, InPlan: true, Backends: []*medwayv1.BackendConnections{
+		out[node] = &medwayv1.Live{At: stamp(time.Now()), Status: status, InPlan: true, BackendsKnown: !l.unread, Backends: []*medwayv1.BackendConnections{
 			{Pool: "sbc", Backend: "dc1", Active: l.left}, {Pool: "sbc", Backend: "dc2", Active: 1000},
 		}}
 	}

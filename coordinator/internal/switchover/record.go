@@ -155,6 +155,9 @@ func inWords(refusing []plan.Check) string {
 // OfStatus is what a status in etcd tells. A node that lives writes it when it
 // changes: so it counts as of now, unless it is of the process before.
 func OfStatus(s *medwayv1.Status, alive state.Alive, now time.Time) (o plan.Observed, ok bool) {
+	if s == nil {
+		return o, false
+	}
 	since, err := time.Parse(time.RFC3339, s.Since)
 	if err != nil || !since.Equal(alive.Since) {
 		return o, false
@@ -188,6 +191,9 @@ func OfStatus(s *medwayv1.Status, alive state.Alive, now time.Time) (o plan.Obse
 func OfLive(l *medwayv1.Live, alive state.Alive) (o plan.Observed, ok bool) {
 	o, ok = OfStatus(l.GetStatus(), alive, timeOf(l.GetAt()))
 	o.InPlan, o.Cold = l.GetInPlan(), l.GetCold()
+	if !l.GetBackendsKnown() {
+		return o, ok
+	}
 	o.Backends = map[state.BackendKey]uint64{}
 	for _, b := range l.GetBackends() {
 		o.Backends[state.BackendKey{Pool: b.GetPool(), Name: b.GetBackend()}] = b.GetActive() + b.GetInactive()

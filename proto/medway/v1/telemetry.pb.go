@@ -39,7 +39,9 @@ type Live struct {
 	// VIPs that the node can't serve, though they are its own.
 	Unable []string `protobuf:"bytes,5,rep,name=unable,proto3" json:"unable,omitempty"`
 	// Those that have connections, by pool and name.
-	Backends      []*BackendConnections `protobuf:"bytes,6,rep,name=backends,proto3" json:"backends,omitempty"`
+	Backends []*BackendConnections `protobuf:"bytes,6,rep,name=backends,proto3" json:"backends,omitempty"`
+	// Whether backends is what the kernel has: it may not have been readable.
+	BackendsKnown bool `protobuf:"varint,7,opt,name=backends_known,json=backendsKnown,proto3" json:"backends_known,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -116,6 +118,13 @@ func (x *Live) GetBackends() []*BackendConnections {
 	return nil
 }
 
+func (x *Live) GetBackendsKnown() bool {
+	if x != nil {
+		return x.BackendsKnown
+	}
+	return false
+}
+
 // BackendConnections are those in the node's table, of all its VIPs together.
 type BackendConnections struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -189,14 +198,15 @@ var File_medway_v1_telemetry_proto protoreflect.FileDescriptor
 
 const file_medway_v1_telemetry_proto_rawDesc = "" +
 	"\n" +
-	"\x19medway/v1/telemetry.proto\x12\tmedway.v1\x1a\x16medway/v1/medway.proto\"\xc1\x01\n" +
+	"\x19medway/v1/telemetry.proto\x12\tmedway.v1\x1a\x16medway/v1/medway.proto\"\xe8\x01\n" +
 	"\x04Live\x12\x0e\n" +
 	"\x02at\x18\x01 \x01(\tR\x02at\x12)\n" +
 	"\x06status\x18\x02 \x01(\v2\x11.medway.v1.StatusR\x06status\x12\x17\n" +
 	"\ain_plan\x18\x03 \x01(\bR\x06inPlan\x12\x12\n" +
 	"\x04cold\x18\x04 \x01(\tR\x04cold\x12\x16\n" +
 	"\x06unable\x18\x05 \x03(\tR\x06unable\x129\n" +
-	"\bbackends\x18\x06 \x03(\v2\x1d.medway.v1.BackendConnectionsR\bbackends\"v\n" +
+	"\bbackends\x18\x06 \x03(\v2\x1d.medway.v1.BackendConnectionsR\bbackends\x12%\n" +
+	"\x0ebackends_known\x18\a \x01(\bR\rbackendsKnown\"v\n" +
 	"\x12BackendConnections\x12\x12\n" +
 	"\x04pool\x18\x01 \x01(\tR\x04pool\x12\x18\n" +
 	"\abackend\x18\x02 \x01(\tR\abackend\x12\x16\n" +
