@@ -612,6 +612,11 @@ func TestConsoleForms(t *testing.T) {
 		"203.0.113.10", "2001:db8:5060::10", "dc1-lvs-a", `<noscript><meta http-equiv="refresh"`, "parity <b>100 %</b>", "412")
 	b.shows("a VIP", b.get("/vips/sip-1"), http.StatusOK, "tcp 5060 to pool sbc", `href="/vips/sip-1/switch?to=dc2"`, "the target is dc1")
 	b.shows("pools", b.get("/pools"), http.StatusOK, "dc1-sbc1", "10.2.1.21")
+	w.write("/medway/v1/drains/sbc/dc1-sbc1", `{"since":"2026-11-25T02:10:00Z","reason":"new release","by":"bob"}`)
+	b.shows("a drained backend", b.get("/pools"), http.StatusOK, "drained</span> since 2026-11-25T02:10:00Z, by bob: new release")
+	if _, _, err := w.etcd.Commit(w.context(), nil, nil, []string{"/medway/v1/drains/sbc/dc1-sbc1"}); err != nil {
+		t.Fatal(err)
+	}
 	b.shows("nodes", b.get("/nodes"), http.StatusOK, "dc2-lvs-a", "2 of 2", "v1.4.0")
 	b.shows("a node", b.get("/nodes/dc1-lvs-a"), http.StatusOK, "192.0.2.2", "established", "/nodes/dc1-lvs-a/drain")
 

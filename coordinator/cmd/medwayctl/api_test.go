@@ -873,6 +873,9 @@ func TestDrainBackend(t *testing.T) {
 		if out := w.succeeds(with("drain", "sbc/b1", "--reason", "new release")...); !strings.HasPrefix(out, "sbc/b1: drained from revision ") {
 			t.Errorf("%s", out)
 		}
+		if out := w.succeeds(append([]string{"status"}, way...)...); !strings.Contains(out, "Drained backends (no new connections until medwayctl backend undrain POOL/BACKEND)\n  sbc/b1: since ") {
+			t.Errorf("%s", out)
+		}
 		w.fails(1, "backend sbc/b2 is the last one of pool sbc that is not drained", with("drain", "sbc/b2")...)
 		w.fails(1, "flag --force: expected a --reason beside it", with("drain", "sbc/b2", "--force")...)
 		if out := w.succeeds(with("drain", "sbc/b2", "--force", "--reason", "fire")...); !strings.Contains(out, "note: no backend of pool sbc is left") {

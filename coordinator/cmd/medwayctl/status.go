@@ -122,6 +122,7 @@ func writeTable(out io.Writer, p *picture, only []string, now time.Time) error {
 	section(out, "Locks (nothing is switched automatically until medwayctl unlock VIP)", locks)
 	section(out, "Paused (nothing is switched automatically until medwayctl resume)", pauses(s, only))
 	section(out, "Drained (announces nothing until medwayctl node undrain NODE)", drains(s))
+	section(out, "Drained backends (no new connections until medwayctl backend undrain POOL/BACKEND)", backendDrains(s))
 	section(out, "Cold (connections were lost: stands back until it has caught up)", cold(s))
 	section(out, "Nodes", nodeNotes(s, nodes))
 	section(out, "Faults", faults(s, nodes))
@@ -222,6 +223,14 @@ func drains(s *state.Snapshot) (lines []string) {
 	for _, name := range slices.Sorted(maps.Keys(s.Drains)) {
 		lines = append(lines, name+": "+operation.DescribeOrder(s.Drains[name]))
 	}
+	return lines
+}
+
+func backendDrains(s *state.Snapshot) (lines []string) {
+	for k, d := range s.BackendDrains {
+		lines = append(lines, k.Pool+"/"+k.Name+": "+operation.DescribeOrder(d.Order))
+	}
+	slices.Sort(lines)
 	return lines
 }
 

@@ -21,6 +21,8 @@ type document struct {
 	Cold     []string      `json:"cold"`  // those of them whose connections were lost
 	// Drains are by node.
 	Drains map[string]*orderDocument `json:"drains"`
+	// BackendDrains are by pool/backend.
+	BackendDrains map[string]*orderDocument `json:"backend_drains,omitempty"`
 	// Pause is that of all VIPs.
 	Pause *orderDocument `json:"pause,omitempty"`
 	// NotJoined are the nodes that nothing moves for since etcd was restored.
@@ -89,6 +91,12 @@ func documentOf(p *picture, only []string) document {
 	}
 	for name, o := range s.Drains {
 		d.Drains[name] = newOrderDocument(o)
+	}
+	for k, o := range s.BackendDrains {
+		if d.BackendDrains == nil {
+			d.BackendDrains = map[string]*orderDocument{}
+		}
+		d.BackendDrains[k.Pool+"/"+k.Name] = newOrderDocument(o.Order)
 	}
 	if o, paused := s.Pauses[""]; paused {
 		d.Pause = newOrderDocument(o)

@@ -12,6 +12,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/medway-lb/medway/coordinator/internal/operation"
 	"github.com/medway-lb/medway/pkg/state"
 
 	medwayv1 "github.com/medway-lb/medway/proto/medway/v1"
@@ -341,7 +342,11 @@ func (c *Console) pools(_ http.ResponseWriter, _ *http.Request, v visit) (*page,
 	if err != nil {
 		return nil, err
 	}
-	type backend struct{ Name, Site, Address string }
+	type backend struct {
+		Name, Site, Address string
+		// Drained says by whom and why; "": it is not.
+		Drained string
+	}
 	type pool struct {
 		Name string
 		state.Pool
@@ -359,7 +364,11 @@ func (c *Console) pools(_ http.ResponseWriter, _ *http.Request, v visit) (*page,
 						address += " " + text
 					}
 				}
-				p.Backends = append(p.Backends, backend{key.Name, b.Site, address})
+				drained := ""
+				if d, is := w.BackendDrains[key]; is {
+					drained = operation.DescribeOrder(d.Order)
+				}
+				p.Backends = append(p.Backends, backend{key.Name, b.Site, address, drained})
 			}
 		}
 		slices.SortFunc(p.Backends, func(a, b backend) int {

@@ -198,7 +198,7 @@ func (w *view) siteOf(name, site string) siteView {
 		pools[service.Pool] = true
 	}
 	for key, b := range w.Backends {
-		if b.Site == site && pools[key.Pool] {
+		if b.Site == site && pools[key.Pool] && !b.Drained {
 			s.Backends++
 		}
 	}
