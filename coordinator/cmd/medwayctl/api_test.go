@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -888,4 +889,20 @@ func TestDrainBackend(t *testing.T) {
 		}
 	}
 	w.fails(1, "flag --drain: with --etcd nobody waits", "switch", "sip-1", "--to", "dc2", "--drain", "--etcd", "--insecure", "--endpoints", w.url)
+}
+
+// TestACoordinatorWithoutEtcd answers, and nobody is sent to etcd for that.
+func TestACoordinatorWithoutEtcd(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusServiceUnavailable)
+		_, _ = io.WriteString(w, `{"code":"unavailable","message":"etcd can't be reached"}`)
+	}))
+	defer server.Close()
+	t.Setenv("MEDWAYCTL_ETCD", "")
+	t.Setenv("MEDWAYCTL_TOKEN", "medway_alice_secret")
+	_, err := run(t, "status", "--insecure", "--server", server.URL)
+	if err == nil || !strings.HasPrefix(err.Error(), "etcd can't be reached by the coordinators, nothing was done, and nothing moves without it: "+server.URL) || strings.Contains(err.Error(), "--etcd") {
+		t.Errorf("%v", err)
+	}
 }

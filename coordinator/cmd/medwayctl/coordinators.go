@@ -243,13 +243,20 @@ func (b bearer) show(h http.Header) {
 	}
 }
 
-// unreachableError says that no coordinator gave an answer; nothing was done.
-type unreachableError struct{ each []error }
+// unreachableError says that no coordinator could do anything; nothing was done.
+type unreachableError struct {
+	each []error
+	// answered is set where one lives, and can't reach etcd.
+	answered bool
+}
 
 func (e *unreachableError) Error() string {
 	var parts []string
 	for _, err := range e.each {
 		parts = append(parts, err.Error())
+	}
+	if e.answered {
+		return "etcd can't be reached by the coordinators, nothing was done, and nothing moves without it: " + strings.Join(parts, "; ")
 	}
 	return "no coordinator can be reached, nothing was done: " + strings.Join(parts, "; ") + ": if none lives, --etcd works straight on etcd"
 }
@@ -296,6 +303,7 @@ func (t *tool) try(ctx context.Context, safe bool, one func(ctx context.Context,
 		return err
 	}
 	var each []error
+	answered := false
 	for i := range servers {
 		n := (t.api.next + i) % len(servers)
 		a := asking{safe: safe}
@@ -314,11 +322,12 @@ func (t *tool) try(ctx context.Context, safe bool, one func(ctx context.Context,
 		case unknown:
 			return fmt.Errorf("%s: %s: it is not known whether this was done, look with medwayctl status and history", servers[n].url, cause(err))
 		case another:
+			answered = answered || rpc.IsWireError(err)
 			each = append(each, fmt.Errorf("%s: %s", servers[n].url, cause(err)))
 		}
 	}
 	t.api.next++ // another one first, the next time
-	return &unreachableError{each}
+	return &unreachableError{each, answered}
 }
 
 // method is one of the API's.
