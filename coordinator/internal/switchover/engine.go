@@ -161,6 +161,7 @@ func (e *Engine) takeStatus(key string, entry *store.Entry) {
 
 func (e *Engine) takeRecord(key string, entry *store.Entry) {
 	vip := strings.TrimPrefix(key, state.SwitchoverPrefix)
+	was, known := e.records[vip]
 	delete(e.records, vip)
 	if entry == nil {
 		return
@@ -171,10 +172,26 @@ func (e *Engine) takeRecord(key string, entry *store.Entry) {
 		return
 	}
 	e.records[vip] = record{r, entry.ModRevision}
+	if known && was.Id == r.Id && was.Result == "" {
+		e.tellEnd("a switchover", zap.String("vip", vip), r.Result, r.Why)
+	}
+}
+
+// tellEnd logs the end of what was under way, whichever coordinator has seen it.
+func (e *Engine) tellEnd(what string, of zap.Field, result, why string) {
+	log := e.log.Info
+	switch result {
+	case "":
+		return
+	case Failed:
+		log = e.log.Warn
+	}
+	log(what+" is over", of, zap.String("result", result), zap.String("why", why))
 }
 
 func (e *Engine) takeEvacuation(key string, entry *store.Entry) {
 	site := strings.TrimPrefix(key, state.EvacuationPrefix)
+	was, known := e.evacuations[site]
 	delete(e.evacuations, site)
 	if entry == nil {
 		return
@@ -185,6 +202,9 @@ func (e *Engine) takeEvacuation(key string, entry *store.Entry) {
 		return
 	}
 	e.evacuations[site] = evacuation{r, entry.ModRevision}
+	if known && was.Id == r.Id && was.Result == "" {
+		e.tellEnd("an evacuation", zap.String("site", site), r.Result, r.Why)
+	}
 }
 
 // work carries on what is under way, on every news and now and then.
