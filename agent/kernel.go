@@ -121,7 +121,8 @@ func (a *Agent) reconcile(ctx context.Context) error {
 		retry.Reset(time.Until(due))
 		a.mu.Lock()
 		if a.applied != nil { // the loop has not heard of it yet
-			maps.Copy(done.remade, a.applied.remade)
+			maps.Copy(a.applied.remade, done.remade)
+			done.remade = a.applied.remade
 		}
 		a.applied = done
 		a.mu.Unlock()

@@ -165,7 +165,7 @@ func (a *Agent) observeOnce(ctx context.Context, addresses map[string][]netip.Ad
 		}
 	}
 	o.mu.Lock()
-	table.LostAt, table.WarmAt, table.Remade = o.table.LostAt, o.table.WarmAt, maps.Clone(o.table.Remade)
+	table.LostAt, table.WarmAt, table.Remade = o.table.LostAt, o.table.WarmAt, o.table.Remade
 	maps.DeleteFunc(table.Remade, func(_ netip.Addr, at time.Time) bool { return now.Sub(at) >= s.Settings.LongestKeepalive })
 	o.table, o.rates, o.news = table, rates, news
 	o.mu.Unlock()
@@ -322,12 +322,10 @@ func (d *decider) cold(in plan.Input) bool {
 func (o *observations) remade(address netip.Addr) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	all := maps.Clone(o.table.Remade) // never changed, only replaced
-	if all == nil {
-		all = map[netip.Addr]time.Time{}
+	if o.table.Remade == nil {
+		o.table.Remade = map[netip.Addr]time.Time{}
 	}
-	all[address] = time.Now()
-	o.table.Remade = all
+	o.table.Remade[address] = time.Now()
 	o.table.Own, o.table.Peers = nil, nil // what was counted before
 }
 
@@ -336,16 +334,11 @@ func (d *decider) unbound(in plan.Input, vip string) string {
 	o := &d.observed
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if len(o.table.Remade) == 0 {
-		return ""
-	}
 	why := plan.Unbound(in.Snapshot, d.self, o.table, vip, in.Now)
 	if why == "" {
-		all := maps.Clone(o.table.Remade)
 		for _, a := range in.Snapshot.VIPs[vip].Addresses {
-			delete(all, a)
+			delete(o.table.Remade, a)
 		}
-		o.table.Remade = all
 	}
 	return why
 }
