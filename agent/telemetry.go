@@ -110,9 +110,6 @@ func (a told) Live(ctx context.Context) *medwayv1.Live {
 
 // backendsOf adds up the connections of backends over all VIPs.
 func backendsOf(s *state.Snapshot, counts map[netip.Addr]connections) (out []*medwayv1.BackendConnections) {
-	if s == nil {
-		return nil
-	}
 	inPool := map[string]map[netip.Addr]string{} // the backends' names by address
 	for k, b := range s.Backends {
 		if inPool[k.Pool] == nil {

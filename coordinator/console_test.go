@@ -385,6 +385,51 @@ func TestConsoleForeignForms(t *testing.T) {
 	}
 }
 
+// TestConsoleLimits: a name has its share of the coordinator, whichever way it asks, and
+// who is nobody writes nothing.
+func TestConsoleLimits(t *testing.T) {
+	w := newWorld(t)
+	token := w.allow(Permission{Name: "alice", Role: "viewer"})
+	b := w.browser()
+	b.shows("logged in", b.post("/login", "token", token), http.StatusOK, "alice, viewer")
+	var leave []func()
+	for {
+		done, err := w.serves.api.Enter("alice", false)
+		if err != nil {
+			break
+		}
+		leave = append(leave, done)
+	}
+	if a := b.get("/history"); a.code != http.StatusTooManyRequests || a.head.Get("Retry-After") == "" {
+		t.Errorf("a page beyond alice's share: %d %s", a.code, a.text)
+	}
+	if a := w.browser().post("/login", "token", token); a.code != http.StatusTooManyRequests {
+		t.Errorf("a login beyond alice's share: %d %s", a.code, a.text)
+	}
+	for _, done := range leave {
+		done()
+	}
+	b.shows("within it", b.get("/history"), http.StatusOK, "History")
+
+	stranger := w.browser()
+	revision := func() int64 {
+		_, at, err := w.etcd.List(w.context(), "/medway/v1/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return at
+	}
+	before := revision()
+	r := stranger.request(http.MethodPost, "/logout", "")
+	r.Header.Set("Cookie", "__Host-medway=made-up")
+	if a := stranger.do(r); a.path != "/login" {
+		t.Errorf("a stranger is logged out at %s: %d", a.path, a.code)
+	}
+	if after := revision(); after != before {
+		t.Errorf("etcd's revision went from %d to %d", before, after)
+	}
+}
+
 // TestConsoleRoles: who may not does not, and sees no button.
 func TestConsoleRoles(t *testing.T) {
 	w := newWorld(t)

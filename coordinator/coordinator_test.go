@@ -25,6 +25,7 @@ import (
 	"google.golang.org/protobuf/types/dynamicpb"
 
 	"github.com/medway-lb/medway/pkg/pki"
+	"github.com/medway-lb/medway/pkg/plan"
 	"github.com/medway-lb/medway/pkg/state"
 	"github.com/medway-lb/medway/pkg/store"
 	"github.com/medway-lb/medway/pkg/store/etcdtest"
@@ -563,6 +564,13 @@ func TestWhoMayDoWhat(t *testing.T) {
 			return err
 		})
 	}
+	mine := w.with(w.allow(Permission{Name: "erin", Role: "operator", VIPs: []string{"sip-1"}}))
+	w.refused("an operator of sip-1 drains backends that others have", connect.CodePermissionDenied, "(all)", func() error {
+		_, err := mine.Switch(ctx, connect.NewRequest(&medwayv1.SwitchRequest{
+			Vip: "sip-1", From: "dc1", To: "dc2", Drain: true, Force: []string{string(plan.CheckDrain)}, Reason: "mine",
+		}))
+		return err
+	})
 	w.refused("a backend reads", connect.CodePermissionDenied, "it takes the role viewer", func() error { return read(backend) })
 	w.refused("nobody reads", connect.CodeUnauthenticated, "expected a client certificate or a bearer token", func() error { return read(w.with("")) })
 	w.refused("a wrong token", connect.CodeUnauthenticated, "the token is not valid", func() error { return read(w.with("medway_alice_wrong")) })

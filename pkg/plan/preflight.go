@@ -509,8 +509,8 @@ func (f *flight) drain() Check {
 		}
 	}
 	for name, n := range f.Nodes {
-		if n.Schema < backendDrainSchema {
-			problems = append(problems, Problem{fmt.Sprintf("node %s knows schema %d, expected %d: it would not drain", name, n.Schema, backendDrainSchema),
+		if n.Schema < state.BackendDrainSchema {
+			problems = append(problems, Problem{fmt.Sprintf("node %s knows schema %d, expected %d: it would not drain", name, n.Schema, state.BackendDrainSchema),
 				keyOf(state.KindNode, name), "upgrade its agent first"})
 		}
 	}
@@ -523,6 +523,3 @@ func (f *flight) drain() Check {
 	}
 	return c
 }
-
-// backendDrainSchema is the first schema whose agents know of drains of backends.
-const backendDrainSchema = 4

@@ -24,6 +24,12 @@ import (
 // The field schema itself has no since: it is how the others learn.
 const Schema = 4
 
+// The schemas with which kinds of keys came, and all their fields.
+const (
+	OrdersSchema       = 3 // drains of nodes, and pauses
+	BackendDrainSchema = 4
+)
+
 // NewerField is a field that came after a schema.
 type NewerField struct {
 	Field string // its path, as in FieldError

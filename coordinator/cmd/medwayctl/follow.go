@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -108,10 +107,11 @@ func describe(p *picture, vip string, r *medwayv1.Switchover) string {
 			over++
 		}
 	}
-	all := max(len(steps), len(r.Steps))
-	if r.Step != "" && !slices.Contains(steps, r.Step) && !slices.ContainsFunc(r.Steps, func(s *medwayv1.SwitchoverStep) bool { return s.Name == r.Step }) {
-		all++ // of a newer coordinator
+	all := len(steps)
+	if r.Drain != nil {
+		all++
 	}
+	all = max(all, len(r.Steps))
 	line := fmt.Sprintf("%s %d/%d %s", bar(over, all), over, all, cmp.Or(r.Result, r.Step))
 	if counts := connections(p, vip, r); counts != "" {
 		line += ", connections: " + counts

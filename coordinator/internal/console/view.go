@@ -437,7 +437,11 @@ func (w *view) move(r *medwayv1.Switchover) *moveView {
 		}
 		m.Steps = append(m.Steps, stepView{Name: s.Name, Note: state.Line(s.Note), Took: took(s.Began, s.Ended, w.now), Done: done, Now: !done})
 	}
-	for _, name := range steps {
+	toCome := steps
+	if r.Drain != nil {
+		toCome = append(toCome[:len(toCome):len(toCome)], "drain")
+	}
+	for _, name := range toCome {
 		if m.Running && !seen[name] && !seen["return"] {
 			m.Steps = append(m.Steps, stepView{Name: name})
 		}

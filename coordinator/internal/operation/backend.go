@@ -22,7 +22,7 @@ func DrainBackend(have *Contents, k state.BackendKey, author Author, force bool,
 	if _, ok := have.Backends[k]; !ok {
 		return nil, Unknown("backend", name, "backend %s does not exist", state.Quote(name))
 	}
-	if err := have.checkSchema(backendDrainsSchema, slices.Sorted(maps.Keys(have.Nodes))...); err != nil {
+	if err := have.checkSchema(state.BackendDrainSchema, slices.Sorted(maps.Keys(have.Nodes))...); err != nil {
 		return nil, err
 	}
 	key := BackendDrainKey(k)

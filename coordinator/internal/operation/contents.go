@@ -148,12 +148,6 @@ func unknownVIP(name string) error {
 	return Unknown("vip", name, "VIP %s does not exist", state.Quote(name))
 }
 
-// The schemas that kinds of keys came with.
-const (
-	ordersSchema        = 3 // drains of nodes, and pauses
-	backendDrainsSchema = 4
-)
-
 // checkSchema holds back a kind of key that a node doesn't know.
 func (h *Contents) checkSchema(since uint32, nodes ...string) error {
 	for _, name := range nodes {

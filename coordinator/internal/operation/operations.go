@@ -90,7 +90,7 @@ func Pause(have *Contents, vip string, author Author, now time.Time) (*Change, e
 			return nil, err
 		}
 	}
-	if err := have.checkSchema(ordersSchema, slices.Sorted(maps.Keys(have.Nodes))...); err != nil {
+	if err := have.checkSchema(state.OrdersSchema, slices.Sorted(maps.Keys(have.Nodes))...); err != nil {
 		return nil, err
 	}
 	if was, ok := have.Pauses[vip]; ok && !was.Malformed {
@@ -141,7 +141,7 @@ func Drain(have *Contents, node string, author Author, now time.Time) (*Change, 
 	if !ok {
 		return nil, unknownNode(node)
 	}
-	if err := have.checkSchema(ordersSchema, node); err != nil {
+	if err := have.checkSchema(state.OrdersSchema, node); err != nil {
 		return nil, err
 	}
 	key := DrainKey(node)

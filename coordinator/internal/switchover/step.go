@@ -46,8 +46,8 @@ func (l *Limits) setDefaults() {
 	}
 }
 
-// repeatAfter is how soon a record is written again only for what it waits for:
-// two coordinators may see nodes at different moments.
+// How soon a record is written again only for what it waits for: two coordinators may
+// see nodes at different moments. A drain may take hours.
 const (
 	repeatAfter = time.Second
 	drainRepeat = 5 * time.Second
@@ -94,7 +94,7 @@ func advance(vip string, r record, w world) *change {
 	if s.r.Result == "" && s.c.target == "" && s.r.Step == r.Step && len(s.r.Drained) == len(r.Drained) {
 		again := repeatAfter
 		if r.Step == StepDrain {
-			again = drainRepeat // it may take hours
+			again = drainRepeat
 		}
 		waitsOn := s.r.WaitsFor == r.WaitsFor || w.now.Sub(timeOf(r.Updated)) < again
 		if waitsOn {
